@@ -1,0 +1,396 @@
+"""The lab's namespaces: a client, a router and a server, joined by veths.
+
+::
+
+    client                    router                    server
+      c0 192.0.2.2   ------   r0 192.0.2.1
+                              r1 198.51.100.1  ------   s0 198.51.100.2
+      c0 2001:db8:1::2        r0 2001:db8:1::1
+                              r1 2001:db8:2::1          s0 2001:db8:2::2
+
+The router forwards, and its nftables drop every TCP and UDP packet to :data:`DROPPED_PORT`. Neighbours
+are static and IPv6 says nothing of its own accord (no duplicate address detection, no router
+solicitation, multicast reports put off for an hour), so the packets on the wire are those that were
+asked for, no more. Addresses are those reserved for documentation (RFC 5737, RFC 3849); labs don't see
+each other, so all have the same. Nothing is created in the caller's own namespace, not even for a moment.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, TypeVar
+
+from packet_tracer.errors import NotPermittedError, NotSupportedError, PtraceError
+from packet_tracer.netns import NAMED_DIRECTORY, Netns, entered, interface_index, resolve
+
+#: The router drops what goes to this port, TCP and UDP, by an nftables rule.
+DROPPED_PORT = 9999
+
+Version = Literal[4, 6]
+T = TypeVar("T")
+
+_PREFIX = "ptrace"
+_NAME = re.compile(rf"{_PREFIX}-(\d+)-([0-9a-f]+)-[0-9a-f]{{6}}-(client|router|server)")
+_COMMAND_TIMEOUT = 20.0  # seconds; a command takes milliseconds
+
+_QUIET = {
+    "net/ipv6/conf/default/accept_dad": "0",
+    "net/ipv6/conf/default/dad_transmits": "0",
+    "net/ipv6/conf/default/router_solicitations": "0",
+    "net/ipv6/conf/default/accept_ra": "0",
+    "net/ipv6/conf/default/mldv1_unsolicited_report_interval": "3600000",
+    "net/ipv6/conf/default/mldv2_unsolicited_report_interval": "3600000",
+    # 1: no link-local address, so the only IPv6 addresses are those given
+    "net/ipv6/conf/default/addr_gen_mode": "1",
+}
+_FORWARDING = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
+
+_RULES = f"""
+table inet lab {{
+    chain forward {{
+        type filter hook forward priority filter; policy accept;
+        tcp dport {DROPPED_PORT} counter drop comment "the lab drops this port"
+        udp dport {DROPPED_PORT} counter drop comment "the lab drops this port"
+    }}
+}}
+"""
+
+# linux/ethtool.h: commands that set one offload each, oldest interface, known to every kernel
+_SIOCETHTOOL = 0x8946
+_OFFLOADS = {"rx": 0x15, "tx": 0x17, "sg": 0x19, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
+
+
+@dataclass(slots=True)
+class Node:
+    """One namespace of the lab; ``interfaces`` by name, the first one is the one towards the client."""
+
+    role: str
+    netns: Netns
+    interfaces: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The namespace's name in ``/run/netns``: what ``--netns`` takes."""
+        assert self.netns.name is not None  # made by `resolve`
+        return self.netns.name
+
+    def ifindex(self, interface: str) -> int:
+        """Return the index of one of this node's interfaces."""
+        return interface_index(interface, self.netns)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where traffic runs: from one namespace to the addresses of another."""
+
+    client: Netns
+    server: Netns
+    client_addresses: dict[Version, str]
+    server_addresses: dict[Version, str]
+
+
+@dataclass(slots=True)
+class Lab:
+    """The network, as a context manager: built on entry, gone on exit, also when interrupted.
+
+    Several may exist at once, in one process or many. Needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN),
+    iproute2 and nftables. Entering also removes what labs of processes that are dead left behind.
+    Raises NotPermittedError, NotSupportedError (a program is missing), PtraceError (a command failed).
+    """
+
+    mtu: int = 1500
+    offloads: bool = True
+    client: Node = field(init=False)
+    router: Node = field(init=False)
+    server: Node = field(init=False)
+    route: Route = field(init=False)
+    _names: dict[str, str] = field(init=False, default_factory=dict)
+
+    def __enter__(self) -> Lab:
+        try:
+            _uninterrupted(self._build)
+        except BaseException:
+            _uninterrupted(self._remove)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _uninterrupted(self._remove)
+
+    @property
+    def nodes(self) -> tuple[Node, Node, Node]:
+        """Client, router, server."""
+        return self.client, self.router, self.server
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Short names of the namespaces by inode, for output: ``{4026532287: "client", ...}``."""
+        return {node.netns.inode: node.role for node in self.nodes}
+
+    def set_mtu(self, mtu: int) -> None:
+        """Set the MTU of every veth, in bytes (68 to 65535; IPv6 needs at least 1280)."""
+        for node in self.nodes:
+            _ip([f"link set {interface} mtu {mtu}" for interface in node.interfaces], node.netns)
+
+    def set_offloads(self, on: bool) -> None:
+        """Switch checksum, scatter, segmentation and receive offloads of every veth on or off."""
+        for node in self.nodes:
+            with entered(node.netns):
+                for interface in node.interfaces:
+                    _set_offloads(interface, on)
+
+    def add_vlan(self, identifier: int) -> Route:
+        """Add VLAN devices between client and router; return the route over them.
+
+        Needs the kernel's 8021q. The devices are named ``c0.N`` and ``r0.N``, the addresses are
+        203.0.113.0/24 and 2001:db8:3::/64, so one at a time.
+        """
+        for node, other, link, host in (
+            (self.client, self.router, "c0", 2),
+            (self.router, self.client, "r0", 1),
+        ):
+            device = f"{link}.{identifier}"
+            peer = mac(other.interfaces[0])
+            _ip(
+                [
+                    f"link add link {link} name {device} type vlan id {identifier}",
+                    f"address add 203.0.113.{host}/24 dev {device}",
+                    f"address add 2001:db8:3::{host}/64 dev {device} nodad",
+                    f"link set {device} up",
+                    f"neighbour replace 203.0.113.{3 - host} lladdr {peer} dev {device} nud permanent",
+                    f"neighbour replace 2001:db8:3::{3 - host} lladdr {peer} dev {device} nud permanent",
+                ],
+                node.netns,
+            )
+        return Route(
+            self.client.netns,
+            self.router.netns,
+            {4: "203.0.113.2", 6: "2001:db8:3::2"},
+            {4: "203.0.113.1", 6: "2001:db8:3::1"},
+        )
+
+    def _build(self) -> None:
+        for program, package in (("ip", "iproute2"), ("nft", "nftables")):
+            if shutil.which(program, path=_SEARCH_PATH) is None:
+                raise NotSupportedError(f"the lab needs {program!r}: install {package}")
+        reap()
+        stem = f"{_PREFIX}-{os.getpid()}-{_start_time(os.getpid()):x}-{secrets.token_hex(3)}"
+        self._names = {role: f"{stem}-{role}" for role in ("client", "router", "server")}
+        _ip([f"netns add {name}" for name in self._names.values()])
+        self.client = self._node("client", "c0")
+        self.router = self._node("router", "r0", "r1")
+        self.server = self._node("server", "s0")
+        for node in self.nodes:
+            _sysctl(node.netns, _QUIET)
+        _ip(
+            [
+                f"link add r0 address {mac('r0')} mtu {self.mtu} type veth"
+                f" peer name c0 address {mac('c0')} mtu {self.mtu} netns {self.client.name}",
+                f"link add r1 address {mac('r1')} mtu {self.mtu} type veth"
+                f" peer name s0 address {mac('s0')} mtu {self.mtu} netns {self.server.name}",
+                *_interface("r0", "192.0.2.1/24", "2001:db8:1::1/64", {"c0": ("192.0.2.2", "2001:db8:1::2")}),
+                *_interface(
+                    "r1", "198.51.100.1/24", "2001:db8:2::1/64", {"s0": ("198.51.100.2", "2001:db8:2::2")}
+                ),
+            ],
+            self.router.netns,
+        )
+        _ip(
+            [
+                *_interface("c0", "192.0.2.2/24", "2001:db8:1::2/64", {"r0": ("192.0.2.1", "2001:db8:1::1")}),
+                "route add default via 192.0.2.1",
+                "route add ::/0 via 2001:db8:1::1",
+            ],
+            self.client.netns,
+        )
+        _ip(
+            [
+                *_interface(
+                    "s0", "198.51.100.2/24", "2001:db8:2::2/64", {"r1": ("198.51.100.1", "2001:db8:2::1")}
+                ),
+                "route add default via 198.51.100.1",
+                "route add ::/0 via 2001:db8:2::1",
+            ],
+            self.server.netns,
+        )
+        _sysctl(self.router.netns, _FORWARDING)
+        _run(["nft", "-f", "-"], _RULES, self.router.netns)
+        if not self.offloads:
+            self.set_offloads(False)
+        self.route = Route(
+            self.client.netns,
+            self.server.netns,
+            {4: "192.0.2.2", 6: "2001:db8:1::2"},
+            {4: "198.51.100.2", 6: "2001:db8:2::2"},
+        )
+
+    def _node(self, role: str, *interfaces: str) -> Node:
+        netns = resolve(self._names[role])
+        assert netns is not None  # only "all" is None
+        return Node(role, netns, interfaces)
+
+    def _remove(self) -> None:
+        _delete(self._names.values())
+
+
+def run_in(netns: Netns, function: Callable[[], T]) -> T:
+    """Return ``function()``, called in this thread while it is in ``netns``."""
+    with entered(netns):
+        return function()
+
+
+def reap() -> list[str]:
+    """Remove the namespaces of labs whose process is dead; return their names."""
+    left: list[str] = []
+    try:
+        names = os.listdir(NAMED_DIRECTORY)
+    except OSError:
+        return left
+    for name in names:
+        match = _NAME.fullmatch(name)
+        # A process id alone is not enough, ids are reused: its start time is part of the name.
+        if match and _start_time(int(match[1])) != int(match[2], 16):
+            left.append(name)
+    _delete(left)
+    return left
+
+
+def _start_time(pid: int) -> int:
+    """Return when a process started, in clock ticks since boot (proc(5), stat); -1 if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return -1
+
+
+def _delete(names: Iterable[str]) -> None:
+    # Each by itself, so that one that is gone already does not keep the others.
+    for name in names:
+        if os.path.exists(os.path.join(NAMED_DIRECTORY, name)):
+            try:
+                _ip([f"netns delete {name}"])
+            except PtraceError:
+                if os.path.exists(os.path.join(NAMED_DIRECTORY, name)):
+                    raise
+
+
+def _uninterrupted(action: Callable[[], None]) -> None:
+    """Run ``action`` to its end; a KeyboardInterrupt (or what a signal handler raises) waits for it.
+
+    Signal handlers run in the main thread only, so the action gets a thread of its own and the main
+    thread does nothing but wait.
+    """
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:  # handed to the caller below
+            failure.append(error)
+
+    interrupted: BaseException | None = None
+    thread = threading.Thread(target=run, name="lab")
+    thread.start()
+    while thread.is_alive():
+        try:
+            thread.join()
+        except BaseException as error:  # whatever a signal handler raises
+            interrupted = error
+    if failure:
+        raise failure[0]
+    if interrupted is not None:
+        raise interrupted
+
+
+def mac(interface: str) -> str:
+    """Return the Ethernet address of one of the lab's veths."""
+    return {
+        "c0": "02:00:00:00:01:02",
+        "r0": "02:00:00:00:01:01",
+        "r1": "02:00:00:00:02:01",
+        "s0": "02:00:00:00:02:02",
+    }[interface]
+
+
+def _interface(name: str, ipv4: str, ipv6: str, neighbours: dict[str, tuple[str, str]]) -> list[str]:
+    """Return the commands that set one interface up; ``neighbours`` by their interface."""
+    return [
+        f"address add {ipv4} dev {name}",
+        f"address add {ipv6} dev {name} nodad",
+        "link set lo up",
+        f"link set {name} up",
+        *(
+            f"neighbour replace {address} lladdr {mac(peer)} dev {name} nud permanent"
+            for peer, addresses in neighbours.items()
+            for address in addresses
+        ),
+    ]
+
+
+def _sysctl(netns: Netns, values: dict[str, str]) -> None:
+    with entered(netns):
+        for name, value in values.items():
+            try:
+                with open(f"/proc/sys/{name}", "w", encoding="ascii") as file:
+                    file.write(value)
+            except FileNotFoundError:  # IPv6 is off, or an older kernel
+                continue
+            except OSError as error:
+                raise NotPermittedError(f"the lab can't write /proc/sys/{name}: {error.strerror}") from error
+
+
+def _ip(commands: list[str], netns: Netns | None = None) -> None:
+    _run(["ip", "-batch", "-"], "\n".join(commands) + "\n", netns)
+
+
+_SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+
+
+def _run(command: list[str], text: str, netns: Netns | None) -> None:
+    if netns is not None:
+        with entered(netns):
+            return _run(command, text, None)
+    result = subprocess.run(
+        command,
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_COMMAND_TIMEOUT,
+        env={"PATH": _SEARCH_PATH, "LC_ALL": "C"},
+        start_new_session=True,  # Ctrl-C at the terminal is for us, not for half a command
+    )
+    if result.returncode:
+        reason = " ".join(result.stderr.split()) or f"exit status {result.returncode}"
+        if "Unknown device type" in reason:
+            raise NotSupportedError(f"the lab: this kernel lacks a kind of device: {reason}")
+        if "not permitted" in reason or "Permission denied" in reason:
+            raise NotPermittedError(f"the lab needs root: {command[0]}: {reason}")
+        raise PtraceError(f"the lab: {' '.join(command)}: {reason}")
+
+
+def _set_offloads(interface: str, on: bool) -> None:
+    """Switch the offloads of one interface of the calling thread's namespace (SIOCETHTOOL)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
+        for command in _OFFLOADS.values():
+            value = array.array("I", [command, int(on)])
+            request = struct.pack("16sP16x", interface.encode(), value.buffer_info()[0])
+            try:
+                fcntl.ioctl(handle, _SIOCETHTOOL, request)
+            except OSError:  # fixed for this device: nothing to switch
+                continue
