@@ -1,0 +1,1 @@
+"""BPF maps: the generic :class:`Map` over bytes; typed classes, one a map type, stand beside it."""
