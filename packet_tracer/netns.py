@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packet_tracer.errors import NotPermittedError, PtraceError, UsageError, error_text
@@ -97,7 +98,7 @@ def _what_there_is() -> str:
 
 def _directory(path: str) -> list[str]:
     try:
-        return os.listdir(path)
+        return [entry.name for entry in Path(path).iterdir()]
     except OSError:
         return []
 
@@ -116,12 +117,12 @@ def resolve(text: str) -> Netns | None:
         if not (text[4:].isascii() and text[4:].isdigit()):
             raise UsageError(f"{text!r}: pid: is followed by a process id, as in pid:1234")
         path = f"/proc/{int(text[4:])}/ns/net"
-        if not os.path.isdir(os.path.dirname(path)):
+        if not Path(path).parent.is_dir():
             raise UsageError(f"no process {text[4:]}, so no network namespace {text!r}")
     elif "/" in text:
         path = text
     else:
-        path = os.path.join(NAMED_DIRECTORY, text)
+        path = f"{NAMED_DIRECTORY}/{text}"
     return _identify(path, text)
 
 
@@ -131,13 +132,13 @@ def current() -> Netns:
 
 
 def _here() -> Netns:
-    return Netns(os.stat(_CURRENT).st_ino, _current_path())
+    return Netns(Path(_CURRENT).stat().st_ino, _current_path())
 
 
 def _current_path() -> str:
     """Return a path to the calling thread's namespace that means the same in every thread."""
     process = "/proc/self/ns/net"
-    if os.stat(process).st_ino == os.stat(_CURRENT).st_ino:
+    if Path(process).stat().st_ino == Path(_CURRENT).stat().st_ino:
         return process
     return f"/proc/self/task/{threading.get_native_id()}/ns/net"
 
@@ -209,7 +210,7 @@ def named() -> list[Netns]:
     """Return the namespaces of ``/run/netns``, sorted by name (without cookies)."""
     found = []
     for name in sorted(_directory(NAMED_DIRECTORY)):
-        path = os.path.join(NAMED_DIRECTORY, name)
+        path = f"{NAMED_DIRECTORY}/{name}"
         try:
             descriptor = _open(path, name)
         except PtraceError:  # a stale file, or one of another mount namespace
@@ -243,7 +244,7 @@ def of_processes() -> list[Netns]:
     for pid in sorted(int(entry) for entry in _directory("/proc") if entry.isdigit()):
         path = f"/proc/{pid}/ns/net"
         try:
-            inode = os.stat(path).st_ino
+            inode = Path(path).stat().st_ino
         except OSError:  # ended meanwhile, or not ours to look at
             continue
         found.setdefault(inode, Netns(inode, path, f"pid:{pid}"))
@@ -324,7 +325,7 @@ class InterfaceNames:
         for inode, netns in every(self._own).items():
             known = self._netns.get(inode)
             # A name given once stays: "pid:7" must not turn into "pid:9" within one capture.
-            if known is None or known.name is None or not os.path.exists(known.path):
+            if known is None or known.name is None or not Path(known.path).exists():
                 name = known.name if known is not None and known.name is not None else netns.name
                 self._netns[inode] = Netns(inode, netns.path, name, netns.cookie)
 

@@ -18,6 +18,7 @@ each other, so all have the same. Nothing is created in the caller's own namespa
 from __future__ import annotations
 
 import array
+import atexit
 import fcntl
 import os
 import re
@@ -29,6 +30,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeVar
 
@@ -190,6 +192,8 @@ class Lab:
         reap()
         stem = f"{_PREFIX}-{os.getpid()}-{_start_time(os.getpid()):x}-{secrets.token_hex(3)}"
         self._names = {role: f"{stem}-{role}" for role in ("client", "router", "server")}
+        # An interrupt may fall between two bytecodes of `with` itself, where nobody catches it.
+        atexit.register(self._remove)
         _ip([f"netns add {name}" for name in self._names.values()])
         self.client = self._node("client", "c0")
         self.router = self._node("router", "r0", "r1")
@@ -245,6 +249,7 @@ class Lab:
 
     def _remove(self) -> None:
         _delete(self._names.values())
+        atexit.unregister(self._remove)
 
 
 def run_in(netns: Netns, function: Callable[[], T]) -> T:
@@ -257,7 +262,7 @@ def reap() -> list[str]:
     """Remove the namespaces of labs whose process is dead; return their names."""
     left: list[str] = []
     try:
-        names = os.listdir(NAMED_DIRECTORY)
+        names = [path.name for path in Path(NAMED_DIRECTORY).iterdir()]
     except OSError:
         return left
     for name in names:
@@ -281,11 +286,11 @@ def _start_time(pid: int) -> int:
 def _delete(names: Iterable[str]) -> None:
     # Each by itself, so that one that is gone already does not keep the others.
     for name in names:
-        if os.path.exists(os.path.join(NAMED_DIRECTORY, name)):
+        if Path(NAMED_DIRECTORY, name).exists():
             try:
                 _ip([f"netns delete {name}"])
             except PtraceError:
-                if os.path.exists(os.path.join(NAMED_DIRECTORY, name)):
+                if Path(NAMED_DIRECTORY, name).exists():
                     raise
 
 
@@ -293,22 +298,30 @@ def _uninterrupted(action: Callable[[], None]) -> None:
     """Run ``action`` to its end; a KeyboardInterrupt (or what a signal handler raises) waits for it.
 
     Signal handlers run in the main thread only, so the action gets a thread of its own and the main
-    thread does nothing but wait.
+    thread does nothing but wait. ``Thread.start`` itself may be interrupted before or after the
+    thread exists, hence the lock: it is tried again, and the action still runs only once.
     """
     failure: list[BaseException] = []
+    interrupted: BaseException | None = None
+    once, finished = threading.Lock(), threading.Event()
 
     def run() -> None:
+        if not once.acquire(blocking=False):
+            return
         try:
             action()
         except BaseException as error:  # handed to the caller below
             failure.append(error)
+        finally:
+            finished.set()
 
-    interrupted: BaseException | None = None
-    thread = threading.Thread(target=run, name="lab")
-    thread.start()
-    while thread.is_alive():
+    while True:
         try:
-            thread.join()
+            if finished.is_set():
+                break
+            if not once.locked():
+                threading.Thread(target=run, name="lab").start()
+            finished.wait()
         except BaseException as error:  # whatever a signal handler raises
             interrupted = error
     if failure:
@@ -364,7 +377,8 @@ _SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin",
 def _run(command: list[str], text: str, netns: Netns | None) -> None:
     if netns is not None:
         with entered(netns):
-            return _run(command, text, None)
+            _run(command, text, None)
+        return
     result = subprocess.run(
         command,
         input=text,

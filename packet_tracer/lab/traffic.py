@@ -139,7 +139,7 @@ def internet_checksum(data: bytes) -> int:
     """Return the Internet checksum of ``data`` (RFC 1071)."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -188,7 +188,7 @@ def fragments(route: Route, *, version: Version = 4, port: int = 5002, size: int
 def refused(route: Route, *, version: Version = 4, port: int = 81) -> bool:
     """Connect to a TCP port nobody listens on; return whether the connection was refused."""
     with _socket(route.client, version, socket.SOCK_STREAM) as client:
-        return bool(client.connect_ex((route.server_addresses[version], port)) == errno.ECONNREFUSED)
+        return client.connect_ex((route.server_addresses[version], port)) == errno.ECONNREFUSED
 
 
 def closed_udp(route: Route, *, version: Version = 4, port: int = 82) -> bool:
