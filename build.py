@@ -8,9 +8,9 @@
     python3 build.py --arch aarch64   the BPF objects of another architecture, on any host
     python3 build.py --stage objects  one stage in this interpreter: no system packages, no .venv
 
-Every stage skips itself when nothing it reads has changed, so calling this again costs nothing. The file is hatchling's
-build hook too (pyproject.toml): `pip install .` runs the same stages. Only the standard library is imported at the top;
-cffi and pyelftools are imported by the stages that need them.
+Every stage skips itself when nothing it reads has changed, so calling this again costs nothing. The file
+is hatchling's build hook too (pyproject.toml): `pip install .` runs the same stages. Only the standard
+library is imported at the top; cffi and pyelftools are imported by the stages that need them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import ctypes
 import fcntl
 import functools
 import hashlib
-import importlib.util
+import importlib
 import json
 import os
 import platform
@@ -61,13 +61,15 @@ VENDOR = ROOT / "vendor" / "libbpf"
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 STAGES = ("libbpf", "objects", "layout", "cffi")
 CLANG_MINIMUM = 14
+# Tells a child process that its parent holds the build's lock.
+LOCKED = {"PACKET_TRACER_BUILD_LOCKED": "1"}
 
 
 class BuildError(Exception):
     """What went wrong and what to do about it, in one line."""
 
 
-# --- small tools ------------------------------------------------------------------------------------------------------
+# --- small tools ----------------------------------------------------------------------------------
 
 
 def say(message: str) -> None:
@@ -107,6 +109,9 @@ def host_architecture() -> str:
 @contextlib.contextmanager
 def exclusive() -> Iterator[None]:
     """Only one build at a time in this tree: pytest, pip and a person may all start one."""
+    if LOCKED.items() <= os.environ.items():
+        yield
+        return
     BUILD.mkdir(exist_ok=True)
     with open(BUILD / ".lock", "w") as lock:
         try:
@@ -138,7 +143,7 @@ def step(name: str, outputs: Iterable[Path], inputs: Iterable[Path], *parameters
     stamp.write_text(digest.hexdigest())
 
 
-# --- libbpf -----------------------------------------------------------------------------------------------------------
+# --- libbpf ---------------------------------------------------------------------------------------
 
 
 def libbpf_pin() -> dict[str, str]:
@@ -189,7 +194,7 @@ def debian_sources(suite: str, codename: str, directory: Path = Path("/etc/apt")
 
 
 def fetch_from_debian(pin: dict[str, str], target: Path) -> None:
-    """Take the archive out of Debian's source package, with a list of sources of our own. Raises BuildError."""
+    """Take the archive out of Debian's source package. The system's apt lists stay as they are."""
     release = Path("/etc/os-release")
     facts = (
         dict(re.findall(r'^(\w+)="?([^"\n]*)', release.read_text(), re.MULTILINE)) if release.exists() else {}
@@ -246,9 +251,8 @@ def libbpf_archive() -> Path:
             refusals.append(f"{place}: {error}")
         finally:
             partial.unlink(missing_ok=True)
-    raise BuildError(
-        f"cannot fetch libbpf {pin['version']} ({'; '.join(refusals)}): put {pin['archive']} into vendor/libbpf/ by hand"
-    )
+    reasons = "; ".join(refusals)
+    raise BuildError(f"cannot fetch libbpf ({reasons}): put {pin['archive']} into vendor/libbpf/ by hand")
 
 
 def build_libbpf_headers() -> None:
@@ -284,14 +288,14 @@ def build_libbpf() -> None:
                 f"OBJDIR={LIBBPF / 'obj'}",
                 "BUILD_STATIC_ONLY=1",
                 "NO_PKG_CONFIG=1",
-                "CFLAGS=-g -O2 -fPIC",
+                "CFLAGS=-O2 -fPIC",
             ]
-            make = ["make", f"-j{os.cpu_count()}", "-C", LIBBPF / "source" / "src"]
+            make: list[str | Path] = ["make", f"-j{os.cpu_count()}", "-C", LIBBPF / "source" / "src"]
             run(*make, *variables, LIBBPF / "obj" / "libbpf.a", quiet=True)
             (LIBBPF / "obj" / "libbpf.a").replace(LIBBPF / "libbpf.a")
 
 
-# --- BPF objects ------------------------------------------------------------------------------------------------------
+# --- BPF objects ----------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -304,9 +308,7 @@ def clang() -> str:
         path = shutil.which(name)
         if path and usable_clang(path):
             return path
-    raise BuildError(
-        f"{named or 'clang'} with the BPF target, version {CLANG_MINIMUM} or newer, is needed (CLANG=... names another)"
-    )
+    raise BuildError(f"clang {CLANG_MINIMUM} or newer with the BPF target is needed (CLANG=... may name it)")
 
 
 def usable_clang(path: str) -> bool:
@@ -335,7 +337,7 @@ def compile_bpf(source: Path, target: Path, architecture: str) -> None:
         "-Werror",
         f"-D__TARGET_ARCH_{ARCHITECTURES[architecture]}",
     ]
-    # Relative paths only: an object says nothing about the machine that made it, and two machines make the same one.
+    # Relative paths only: an object says nothing of the machine it was made on, and two make the same one.
     flags += ["-fdebug-compilation-dir=.", "-I", "bpf_src", "-I", "build/libbpf/include"]
     headers = [VENDOR / "pin.json", *(ROOT / "bpf_src").glob("*.h"), *source.parent.glob("*.h")]
     with step(str(target.relative_to(ROOT)), [target], {source, *headers}, flags, clang()) as stale:
@@ -366,12 +368,12 @@ def build_test_objects() -> None:
         compile_bpf(source, BUILD / "tests" / source.with_suffix(".o").name, host_architecture())
 
 
-# --- record layout ----------------------------------------------------------------------------------------------------
+# --- record layout --------------------------------------------------------------------------------
 
-LAYOUT_HEAD = '''"""The records' layout, generated by build.py from the debug info of bpf_src/records.h. Do not edit.
+LAYOUT_HEAD = '''"""The layout of bpf_src/records.h as compiled, generated by build.py. Do not edit.
 
-A field's `format` is a struct character: `s` with `count` bytes for an array of bytes, else `count` numbers of `size // count`
-bytes. The formats are for the host's byte order without padding ("="); the dtypes are for numpy.dtype().
+A field's `format` is a struct character: `s` with `count` bytes for an array of bytes, else `count` numbers.
+*_FORMAT is for struct (the host's byte order, nothing padded), *_DTYPE for numpy.dtype().
 """
 
 from enum import IntEnum, IntFlag
@@ -385,9 +387,12 @@ class EventField(NamedTuple):
     offset: int
     size: int
     format: str
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks a field for
 
 '''
+
+
+DW_ATE_SIGNED, DW_ATE_SIGNED_CHAR = 5, 6
 
 
 class Member(NamedTuple):
@@ -397,12 +402,12 @@ class Member(NamedTuple):
     offset: int
     size: int
     format: str
-    count: int
+    length: int  # of an array; else 1
     dtype: str
 
 
-def read_layout(object_file: Path) -> tuple[dict[str, tuple[int, list[Member]]], dict[str, dict[str, int]]]:
-    """The `struct ptrace_*` (size, members) and `enum ptrace_*` (members) in an object's DWARF. Raises BuildError."""
+def read_layout(object_file: Path) -> tuple[dict[str, list[Member]], dict[str, dict[str, int]]]:
+    """The members of each `struct ptrace_*` and `enum ptrace_*` in an object's DWARF. Raises BuildError."""
     from elftools.elf.elffile import ELFFile
 
     def text(die: Any) -> str:
@@ -417,38 +422,23 @@ def read_layout(object_file: Path) -> tuple[dict[str, tuple[int, list[Member]]],
         return die
 
     def member(struct: str, die: Any) -> Member:
-        kind, count = resolve(die.get_DIE_from_attribute("DW_AT_type")), 1
-        is_array = kind.tag == "DW_TAG_array_type"
-        if is_array:
+        kind, count, array = resolve(die.get_DIE_from_attribute("DW_AT_type")), 1, False
+        if kind.tag == "DW_TAG_array_type":
             (dimension,) = kind.iter_children()
-            count = (
-                number(dimension, "count")
-                if "DW_AT_count" in dimension.attributes
-                else number(dimension, "upper_bound") + 1
-            )
+            count, array = number(dimension, "count"), True
             kind = resolve(kind.get_DIE_from_attribute("DW_AT_type"))
-        if (
-            kind.tag != "DW_TAG_base_type"
-            or "DW_AT_bit_size" in die.attributes
-            or "DW_AT_data_bit_offset" in die.attributes
+        if kind.tag != "DW_TAG_base_type" or {"DW_AT_bit_size", "DW_AT_data_bit_offset"} & set(
+            die.attributes
         ):
             raise BuildError(f"struct {struct}: {text(die)} is neither an integer nor an array of integers")
-        size, signed = (
-            number(kind, "byte_size"),
-            number(kind, "encoding") in (5, 6),
-        )  # DW_ATE_signed, DW_ATE_signed_char
-        character = {1: "b", 2: "h", 4: "i", 8: "q"}[size]
-        character = "s" if is_array and size == 1 else character if signed else character.upper()
-        return Member(
-            text(die),
-            number(die, "data_member_location"),
-            size * count,
-            character,
-            count,
-            f"{'iu'[not signed]}{size}",
-        )
+        size = number(kind, "byte_size")
+        signed = number(kind, "encoding") in (DW_ATE_SIGNED, DW_ATE_SIGNED_CHAR)
+        code = ("bhiq" if signed else "BHIQ")[size.bit_length() - 1]
+        code = "s" if array and size == 1 else code
+        dtype = f"{'i' if signed else 'u'}{size}"
+        return Member(text(die), number(die, "data_member_location"), size * count, code, count, dtype)
 
-    structs: dict[str, tuple[int, list[Member]]] = {}
+    structs: dict[str, list[Member]] = {}
     enums: dict[str, dict[str, int]] = {}
     with object_file.open("rb") as stream:
         dwarf = ELFFile(stream).get_dwarf_info()
@@ -459,9 +449,7 @@ def read_layout(object_file: Path) -> tuple[dict[str, tuple[int, list[Member]]],
             if die.tag == "DW_TAG_enumeration_type":
                 enums[name] = {text(child): number(child, "const_value") for child in die.iter_children()}
             elif die.tag == "DW_TAG_structure_type":
-                members = [
-                    member(name, child) for child in die.iter_children() if child.tag == "DW_TAG_member"
-                ]
+                members = [member(name, child) for child in die.iter_children()]
                 end = 0
                 for one in members:
                     if one.offset != end:
@@ -469,7 +457,7 @@ def read_layout(object_file: Path) -> tuple[dict[str, tuple[int, list[Member]]],
                     end += one.size
                 if end != number(die, "byte_size"):
                     raise BuildError(f"struct {name}: hidden padding at its end, at byte {end}")
-                structs[name] = end, members
+                structs[name] = members
     return structs, enums
 
 
@@ -481,7 +469,7 @@ def read_macros(header: Path) -> dict[str, int]:
 
 
 def render_layout(
-    structs: dict[str, tuple[int, list[Member]]], enums: dict[str, dict[str, int]], macros: dict[str, int]
+    structs: dict[str, list[Member]], enums: dict[str, dict[str, int]], macros: dict[str, int]
 ) -> str:
     """The text of _layout.py."""
     lines = [LAYOUT_HEAD]
@@ -490,7 +478,7 @@ def render_layout(
         flags = name.endswith("_flags")
         prefix = f"{name.removesuffix('_flags').upper()}_"
         if not all(member.startswith(prefix) for member in members):
-            prefix = re.sub(r"[^_]*$", "", os.path.commonprefix(list(members)))
+            raise BuildError(f"enum {name}: every member's name must start with {prefix}")
         # `Probe` is what the public API calls the thing that a number of this enum stands for.
         title = {"ptrace_probe": "ProbeId"}.get(name) or name.removeprefix("ptrace_").title().replace("_", "")
         lines += [
@@ -501,22 +489,18 @@ def render_layout(
             "",
         ]
         lines += [f"    {member.removeprefix(prefix)} = {value}" for member, value in members.items()]
-    for name, (size, members) in sorted(structs.items()):
+    for name, fields in sorted(structs.items()):
         title = name.removeprefix("ptrace_").upper()
-        codes = "".join(
-            f"{member.count}{member.format}" if member.count > 1 else member.format for member in members
-        )
-        shapes = [
-            f", ({member.count},)" if member.format == "s" or member.count > 1 else "" for member in members
-        ]
-        lines += ["", "", f"# struct {name}", f"{title}_SIZE = {size}"]
+        codes = "".join(f"{m.length}{m.format}" if m.length > 1 else m.format for m in fields)
+        shapes = [f", ({m.length},)" if m.format == "s" or m.length > 1 else "" for m in fields]
+        lines += ["", "", f"# struct {name}", f"{title}_SIZE = {fields[-1].offset + fields[-1].size}"]
         lines += [f"{title}_FIELDS: tuple[EventField, ...] = ("]
         lines += [
-            f'    EventField("{m.name}", {m.offset}, {m.size}, "{m.format}", {m.count}),' for m in members
+            f'    EventField("{m.name}", {m.offset}, {m.size}, "{m.format}", {m.length}),' for m in fields
         ]
         lines += [")", f'{title}_FORMAT = "={codes}"']
         lines += [f"{title}_DTYPE: list[tuple[str, str] | tuple[str, str, tuple[int]]] = ["]
-        lines += [f'    ("{m.name}", "{m.dtype}"{shape}),' for m, shape in zip(members, shapes, strict=True)]
+        lines += [f'    ("{m.name}", "{m.dtype}"{shape}),' for m, shape in zip(fields, shapes, strict=True)]
         lines += ["]"]
     return "\n".join(lines) + "\n"
 
@@ -527,14 +511,21 @@ def build_layout() -> None:
     with step("layout", [LAYOUT], [*sources, Path(__file__).resolve()], clang()) as stale:
         if stale:
             compiled = BUILD / "records.o"
-            # Nothing in it uses the structs, so ask to keep what nothing uses. All architectures share BPF's layout.
-            flags = ["-target", "bpf", "-g", "-fno-eliminate-unused-debug-types", "-include", sources[1]]
+            # No code uses the structs, so ask to keep what nothing uses. BPF's layout is the same everywhere.
+            flags: list[str | Path] = [
+                "-target",
+                "bpf",
+                "-g",
+                "-fno-eliminate-unused-debug-types",
+                "-include",
+                sources[1],
+            ]
             run(clang(), *flags, "-x", "c", "-c", sources[0], "-o", compiled)
             LAYOUT.parent.mkdir(exist_ok=True)
             LAYOUT.write_text(render_layout(*read_layout(compiled), read_macros(sources[0])))
 
 
-# --- cffi module ------------------------------------------------------------------------------------------------------
+# --- cffi module ----------------------------------------------------------------------------------
 
 
 def build_cffi() -> None:
@@ -546,20 +537,11 @@ def build_cffi() -> None:
     inputs = [folder / "libbpf.cdef.h", *folder.glob("*.[ch]"), VENDOR / "pin.json"]
     compiler = os.environ.get("CC", "cc")
     includes = [LIBBPF / "include", LIBBPF / "include" / "uapi", folder, Path(sysconfig.get_path("include"))]
-    flags = [
-        "-shared",
-        "-fPIC",
-        "-O2",
-        "-g",
-        "-Wall",
-        "-Wextra",
-        "-Wno-unused-parameter",
-        "-Werror",
-        "-DPy_LIMITED_API=0x030a0000",
-    ]
+    flags = "-shared -fPIC -O2 -g -Wall -Wextra -Wno-unused-parameter -Werror".split()
+    flags += ["-DPy_LIMITED_API=0x030a0000", *(f"-I{path}" for path in includes)]
     # libbpf's own symbols stay inside, so that another libbpf in the same process is not mixed up with it.
-    libraries = [LIBBPF / "libbpf.a", "-lelf", "-lz", "-Wl,--exclude-libs,ALL"]
-    with step("cffi", [MODULE], set(inputs), compiler, flags, includes, cffi.__version__) as stale:
+    libraries: list[str | Path] = [LIBBPF / "libbpf.a", "-lelf", "-lz", "-Wl,--exclude-libs,ALL"]
+    with step("cffi", [MODULE], set(inputs), compiler, flags, cffi.__version__) as stale:
         if stale:
             builder = cffi.FFI()
             builder.cdef((folder / "libbpf.cdef.h").read_text())
@@ -568,7 +550,7 @@ def build_cffi() -> None:
             source = BUILD / "_libbpf.c"
             builder.emit_c_code(str(source))
             partial = BUILD / MODULE.name
-            run(compiler, *flags, *(f"-I{path}" for path in includes), source, "-o", partial, *libraries)
+            run(compiler, *flags, source, "-o", partial, *libraries)
             # A running process has the old file mapped: replace it, never write into it.
             partial.replace(MODULE)
 
@@ -587,17 +569,17 @@ def build_stages(stages: Iterable[str] = STAGES) -> None:
             actions[stage]()
 
 
-# --- setting up: system packages, virtual environment -----------------------------------------------------------------
+# --- setting up: system packages, virtual environment ---------------------------------------------
 
 
 class Need(NamedTuple):
-    """Something the system must have: how to tell, and the packages that bring it."""
+    """Something the system must have: how to tell, and the package that brings it."""
 
     what: str
     present: Callable[[], bool]
     apt: str
-    dnf: str
-    pacman: str
+    dnf: str = ""  # as in apt
+    pacman: str = ""  # as in apt
 
 
 def tool(*names: str) -> Callable[[], bool]:
@@ -636,39 +618,34 @@ def needs(dev: bool) -> list[Need]:
     """What a build and a capture need of the system, and what the tests need beyond that."""
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     include = f"-I{sysconfig.get_path('include')}"
+    ensurepip = works(lambda: importlib.import_module("ensurepip"), ImportError)
     found = [
-        Need("clang", works(clang, BuildError), "clang", "clang", "clang"),
-        Need("llvm-strip", works(llvm_strip, BuildError), "llvm", "llvm", "llvm"),
-        Need("a C compiler", tool("cc"), "gcc", "gcc", "gcc"),
-        Need("make", tool("make"), "make", "make", "make"),
+        Need("clang", works(clang, BuildError), "clang"),
+        Need("llvm-strip", works(llvm_strip, BuildError), "llvm"),
+        Need("a C compiler", tool(os.environ.get("CC", "cc")), "gcc"),
+        Need("make", tool("make"), "make"),
         Need("C headers", header("stdlib.h"), "libc6-dev", "glibc-devel", "glibc"),
         Need("libelf headers", header("gelf.h"), "libelf-dev", "elfutils-libelf-devel", "libelf"),
         Need("zlib headers", header("zlib.h"), "zlib1g-dev", "zlib-devel", "zlib"),
         Need("Python headers", header("Python.h", include), f"{python}-dev", "python3-devel", "python"),
-        Need(
-            "ensurepip",
-            lambda: bool(importlib.util.find_spec("ensurepip")),
-            f"{python}-venv",
-            "python3",
-            "python",
-        ),
+        Need("ensurepip", ensurepip, f"{python}-venv", "python3", "python"),
         Need("libpcap", works(load_libpcap, OSError), "libpcap0.8", "libpcap", "libpcap"),
-        Need("ip", tool("ip"), "iproute2", "iproute", "iproute2"),
-        Need("nft", tool("nft"), "nftables", "nftables", "nftables"),
+        Need("ip", tool("ip"), "iproute2", "iproute"),
+        Need("nft", tool("nft"), "nftables"),
     ]
     if dev:
         found += [
             Need("clang-format", tool("clang-format"), "clang-format", "clang-tools-extra", "clang"),
-            Need("tcpdump", tool("tcpdump"), "tcpdump", "tcpdump", "tcpdump"),
+            Need("tcpdump", tool("tcpdump"), "tcpdump"),
             Need("ping", tool("ping"), "iputils-ping", "iputils", "iputils"),
-            Need("ethtool", tool("ethtool"), "ethtool", "ethtool", "ethtool"),
+            Need("ethtool", tool("ethtool"), "ethtool"),
             Need("bpftool", tool("bpftool"), "bpftool", "bpftool", "bpf"),
         ]
     return found
 
 
 def install_system_packages(dev: bool) -> None:
-    """Install what is missing (as root, with apt), or raise a BuildError that names it in one line to copy."""
+    """Install what is missing (as root, with apt), or raise BuildError with one line to copy."""
 
     def missing() -> list[Need]:
         clang.cache_clear()
@@ -684,13 +661,21 @@ def install_system_packages(dev: bool) -> None:
         importlib.invalidate_caches()
         lacking = missing()
     if lacking:
-        commands = {"apt-get": "apt install", "dnf": "dnf install", "pacman": "pacman -S"}
-        manager = next((name for name in commands if shutil.which(name)), "apt-get")
-        column = {"apt-get": "apt"}.get(manager, manager)
-        packages = sorted({getattr(need, column) for need in lacking})
-        raise BuildError(
-            f"missing: {', '.join(need.what for need in lacking)}. Run: sudo {commands[manager]} {' '.join(packages)}"
-        )
+        commands = {"apt": "apt install", "dnf": "dnf install", "pacman": "pacman -S"}
+        manager = next((name for name in commands if shutil.which(name)), "apt")
+        packages = sorted({getattr(need, manager) or need.apt for need in lacking})
+        names = ", ".join(need.what for need in lacking)
+        raise BuildError(f"missing: {names}. Run: sudo {commands[manager]} {' '.join(packages)}")
+
+
+def venv_version(python: Path) -> str:
+    """What .venv's interpreter says of itself; nothing if it is not there or of no use."""
+    if not python.exists():
+        return ""
+    done = subprocess.run(
+        [python, "-c", "import pip, sys; print(sys.version)"], capture_output=True, text=True
+    )
+    return done.stdout
 
 
 def set_up(dev: bool) -> None:
@@ -698,42 +683,30 @@ def set_up(dev: bool) -> None:
     if sys.platform != "linux":
         raise BuildError("the tracer runs on Linux only; --arch builds its BPF objects here")
     install_system_packages(dev)
-    python = VENV / "bin" / "python"
-    pip = [
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--root-user-action=ignore",
-    ]
     project = ROOT / "pyproject.toml"
+    python = VENV / "bin" / "python"
+    options = "--quiet --disable-pip-version-check --root-user-action=ignore".split()
+    pip = [str(python), "-m", "pip", "install", *options]
     with exclusive():
-        if (
-            not python.exists()
-            or subprocess.run([python, "-c", "import pip"], capture_output=True).returncode
-        ):
+        if not venv_version(python):
             say("creating .venv")
             run(sys.executable, "-m", "venv", "--clear", VENV, quiet=True)
-        version = run(python, "-VV")
+        version = venv_version(python)
         with step("build tools", [VENV / "bin" / "hatchling"], [project], version) as stale:
             if stale:
                 requires = re.search(r"^requires = (\[.*\])$", project.read_text(), re.MULTILINE)
                 assert requires, "pyproject.toml: the build's requirements must be one line"
                 run(*pip, *json.loads(requires[1]))
-    run(python, __file__, "--stage", *STAGES, *(["tests"] if dev else []))
-    with exclusive():
-        # Nothing is fetched for the build itself, and its hook finds every stage done.
-        target, tools = (f"{ROOT}[dev]", ["ptrace", "pytest"]) if dev else (f"{ROOT}", ["ptrace"])
+        # The stages, seen; then pip, whose build needs nothing fetched and whose hook finds the stages done.
+        run(python, __file__, "--stage", *STAGES, *(["tests"] if dev else []), env=LOCKED)
+        extra, tools = ("[dev]", ["ptrace", "pytest"]) if dev else ("", ["ptrace"])
         outputs = [VENV / "bin" / name for name in tools]
-        with step(f"install {target.removeprefix(str(ROOT))}".strip(), outputs, [project], version) as stale:
-            pass
-    if stale:  # outside the lock, which the hook takes
-        run(*pip, "--no-build-isolation", "--editable", target)
+        with step(f"python packages{extra}", outputs, [project], version) as stale:
+            if stale:
+                run(*pip, "--no-build-isolation", "--editable", f"{ROOT}{extra}", env=LOCKED)
 
 
-# --- hatchling --------------------------------------------------------------------------------------------------------
+# --- hatchling ------------------------------------------------------------------------------------
 
 
 class BuildHook(_BuildHook):
@@ -754,7 +727,7 @@ class BuildHook(_BuildHook):
         )
 
 
-# --- command line -----------------------------------------------------------------------------------------------------
+# --- command line ---------------------------------------------------------------------------------
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
