@@ -548,7 +548,8 @@ def build_cffi() -> None:
             shim = f'#line 1 "packet_tracer/bpf/shim.c"\n{(folder / "shim.c").read_text()}'
             builder.set_source("packet_tracer.bpf._libbpf", shim, py_limited_api=True)
             source = BUILD / "_libbpf.c"
-            builder.emit_c_code(str(source))
+            with contextlib.redirect_stdout(sys.stderr):  # it says "generating"
+                builder.emit_c_code(str(source))
             partial = BUILD / MODULE.name
             run(compiler, *flags, source, "-o", partial, *libraries)
             # A running process has the old file mapped: replace it, never write into it.
@@ -685,7 +686,7 @@ def set_up(dev: bool) -> None:
     install_system_packages(dev)
     project = ROOT / "pyproject.toml"
     python = VENV / "bin" / "python"
-    options = "--quiet --disable-pip-version-check --root-user-action=ignore".split()
+    options = "-qq --disable-pip-version-check --root-user-action=ignore".split()
     pip = [str(python), "-m", "pip", "install", *options]
     with exclusive():
         if not venv_version(python):
@@ -698,7 +699,9 @@ def set_up(dev: bool) -> None:
                 assert requires, "pyproject.toml: the build's requirements must be one line"
                 run(*pip, *json.loads(requires[1]))
         # The stages, seen; then pip, whose build needs nothing fetched and whose hook finds the stages done.
-        run(python, __file__, "--stage", *STAGES, *(["tests"] if dev else []), env=LOCKED)
+        stages = [str(python), __file__, "--stage", *STAGES, *(["tests"] if dev else [])]
+        if subprocess.run(stages, env={**os.environ, **LOCKED}).returncode:
+            sys.exit(1)  # it has said why
         extra, tools = ("[dev]", ["ptrace", "pytest"]) if dev else ("", ["ptrace"])
         outputs = [VENV / "bin" / name for name in tools]
         with step(f"python packages{extra}", outputs, [project], version) as stale:
@@ -722,9 +725,9 @@ class BuildHook(_BuildHook):
         build_data["tag"] = f"cp310-abi3-linux_{architecture}"
         made = [*sorted((OBJECTS / architecture).glob("*.bpf.o")), LAYOUT, MODULE]
         build_data["artifacts"] += [f"/{path.relative_to(ROOT)}" for path in made]
-        build_data["force_include"][str(LIBBPF / "source" / "LICENSE.BSD-2-Clause")] = (
-            "packet_tracer/bpf/LICENSE.libbpf"
-        )
+        if version != "editable":
+            notice = LIBBPF / "source" / "LICENSE.BSD-2-Clause"
+            build_data["force_include"][str(notice)] = "packet_tracer/bpf/LICENSE.libbpf"
 
 
 # --- command line ---------------------------------------------------------------------------------
