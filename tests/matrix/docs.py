@@ -16,7 +16,7 @@ Every kernel below ran this project's kernel tests under QEMU. This page is made
 
 - **yes**: a test that needs it passed.
 - **no**: this kernel lacks it; the reason is below the table.
-- A capability in **bold** is required on that kernel: without it the run fails, so it cannot vanish unnoticed.
+- A capability in **bold** is required on that kernel: without it the run fails.
 """
 
 

@@ -74,7 +74,8 @@ def run(
     """Boot ``kernel``, run ``command`` as root in ``directory`` and return how it ended.
 
     The guest sees this machine's root copy-on-write: what it writes is gone with it. Of other file systems it
-    sees only ``directory``. Output is passed on as it comes. ``timeout`` is in seconds, from power-on. Raises MissingProgram, GuestDied, GuestTimeout.
+    sees only ``directory``. Output is passed on as it comes. ``timeout`` is in seconds, from power-on.
+    Raises MissingProgram, GuestDied, GuestTimeout.
     """
     if missing := missing_packages():
         raise MissingProgram(f"not installed: {' '.join(missing)}")
