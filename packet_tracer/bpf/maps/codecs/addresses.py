@@ -5,12 +5,12 @@ from __future__ import annotations
 import ipaddress
 import struct
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Generic, NamedTuple, TypeVar, Union
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from packet_tracer.bpf.maps.codecs.base import Buffer, Codec, refuse
 
-A = TypeVar("A", IPv4Address, IPv6Address)
-N = TypeVar("N", IPv4Network, IPv6Network)
+A = TypeVar("A", bound="IPv4Address | IPv6Address")
+N = TypeVar("N", bound="IPv4Network | IPv6Network")
 
 _LENGTH = struct.Struct("=I")
 
@@ -26,9 +26,12 @@ class AddressCodec(Codec[A], Generic[A]):
 
     def encode(self, value: A | str) -> bytes:
         try:
-            return (self.kind(value) if isinstance(value, str) else self._own(value)).packed
+            address = self.kind(value) if isinstance(value, str) else value
         except ValueError:
             raise refuse(self, value) from None
+        if not isinstance(address, self.kind):
+            raise refuse(self, value)
+        return address.packed
 
     def decode(self, data: Buffer) -> A:
         self._check(data)
@@ -36,11 +39,6 @@ class AddressCodec(Codec[A], Generic[A]):
 
     def describe(self) -> str:
         return f"an {self.kind.__name__}"
-
-    def _own(self, value: A) -> A:
-        if not isinstance(value, self.kind):
-            raise ValueError
-        return value
 
 
 class NetworkCodec(Codec[N], Generic[N]):
@@ -58,7 +56,7 @@ class NetworkCodec(Codec[N], Generic[N]):
 
     def encode(self, value: N | IPv4Address | IPv6Address | str) -> bytes:
         try:
-            network = self.kind(value, strict=False) if not isinstance(value, self.kind) else value
+            network = value if isinstance(value, self.kind) else self.kind(value, strict=False)
         except ValueError:
             raise refuse(self, value) from None
         return _LENGTH.pack(network.prefixlen) + network.network_address.packed
@@ -102,7 +100,7 @@ class PrefixCodec(Codec[Prefix]):
         return f"a Prefix(length, data) over {self.size - 4} bytes"
 
 
-_EXAMPLES: dict[Union[type[IPv4Network], type[IPv6Network]], str] = {
+_EXAMPLES: dict[type[Any], str] = {
     IPv4Network: "192.0.2.0/24",
     IPv6Network: "2001:db8::/32",
 }

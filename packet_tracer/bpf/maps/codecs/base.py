@@ -5,12 +5,12 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Generic, TypeVar, Union
+from typing import Generic, TypeAlias, TypeVar
 
 from packet_tracer.bpf.maps.errors import CodecError
 
 T = TypeVar("T")
-Buffer = Union[bytes, bytearray, memoryview]
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 
 class Codec(ABC, Generic[T]):
@@ -18,13 +18,14 @@ class Codec(ABC, Generic[T]):
 
     A codec of your own needs ``size``, :meth:`encode` and :meth:`decode`. ``alignment`` is what C would
     align the type to; it matters only for fields of records. ``format`` is the :mod:`struct` code of the
-    bytes, and ``scalar`` says that what this code unpacks to *is* the value, so that records and bulk
-    reads need not call :meth:`decode` at all.
+    bytes, ``scalar`` says that what this code unpacks to *is* the value, so that records and bulk reads
+    need not call :meth:`decode`, and ``packs`` that it refuses what :meth:`encode` refuses.
     """
 
     size: int
     alignment: int = 1
     scalar: bool = False
+    packs: bool = False
 
     @property
     def format(self) -> str:

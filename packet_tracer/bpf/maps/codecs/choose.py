@@ -6,7 +6,7 @@ import ctypes
 import dataclasses
 import struct
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from packet_tracer.bpf.maps.codecs.addresses import ipv4, ipv4_prefix, ipv6, ipv6_prefix
 from packet_tracer.bpf.maps.codecs.base import Codec
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 #: What ``key=`` and ``value=`` accept: a codec, or a type that has one: a dataclass, a ctypes structure, an
 #: :mod:`ipaddress` class, ``bool``. A :class:`struct.Struct` is wrapped as :class:`StructFormat`.
-CodecSpec = Union[Codec[T], type[T]]
+CodecSpec: TypeAlias = "Codec[T] | type[T]"
 
 _TYPES: dict[type[Any], Codec[Any]] = {
     IPv4Address: ipv4,

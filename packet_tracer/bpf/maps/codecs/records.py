@@ -51,7 +51,8 @@ class Record(Codec[R]):
         read = attrgetter(*self._names) if self._names else (lambda value: ())
         self._read: Callable[[R], tuple[Any, ...]] = read if len(fields) != 1 else lambda v: (read(v),)
         self._slots = _slots(self.fields)
-        self._plain = all(len(slot) == 1 and not slot[0].width and slot[0].codec.scalar for slot in self._slots)
+        self._reads_plain = all(not f.width and f.codec.scalar for f in self.fields)
+        self._packs_plain = all(not f.width and f.codec.packs for f in self.fields)
         self._layout = struct.Struct(_layout(self._slots, size))
 
     def encode(self, value: R) -> bytes:
@@ -60,14 +61,14 @@ class Record(Codec[R]):
         except AttributeError:
             raise refuse(self, value) from None
         try:
-            return self._layout.pack(*(values if self._plain else self._pack(values)))
+            return self._layout.pack(*(values if self._packs_plain else self._pack(values)))
         except struct.error:
             raise self._culprit(values) from None
 
     def decode(self, data: Buffer) -> R:
         self._check(data)
         values = self._layout.unpack(data)
-        return self.make(*(values if self._plain else self._unpack(values)))
+        return self.make(*(values if self._reads_plain else self._unpack(values)))
 
     def decode_many(self, data: Buffer, stride: int | None = None) -> list[R]:
         step = self.size if stride is None else stride
@@ -75,7 +76,7 @@ class Record(Codec[R]):
             return []
         make = self.make
         rows = struct.iter_unpack(f"{self._layout.format}{step - self.size}x", data)
-        if self._plain:
+        if self._reads_plain:
             return [make(*row) for row in rows]
         unpack = self._unpack
         return [make(*unpack(row)) for row in rows]
@@ -93,13 +94,14 @@ class Record(Codec[R]):
                 for field in slot:
                     bits |= _to_bits(field, next(remaining)) << field.shift
                 yield bits.to_bytes(codec.size, "little")
-            elif codec.scalar:
+            elif codec.packs:
                 yield next(remaining)
             else:
-                yield self._encode_field(slot[0], next(remaining))
+                raw = self._encode_field(slot[0], next(remaining))
+                yield codec.decode(raw) if codec.scalar else raw
 
     def _unpack(self, row: Sequence[Any]) -> Iterable[Any]:
-        for slot, value in zip(self._slots, row):
+        for slot, value in zip(self._slots, row, strict=True):
             if slot[0].width:
                 bits = int.from_bytes(value, "little")
                 yield from (_from_bits(field, bits) for field in slot)
@@ -115,7 +117,7 @@ class Record(Codec[R]):
 
     def _culprit(self, values: Sequence[Any]) -> CodecError:
         """Return the error that names the field at fault; struct's own says only that one is."""
-        for field, value in zip(self.fields, values):
+        for field, value in zip(self.fields, values, strict=True):
             if not field.width:
                 try:
                     self._encode_field(field, value)

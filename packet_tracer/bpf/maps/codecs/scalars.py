@@ -29,7 +29,7 @@ class Int(Codec[int]):
         self.byteorder = byteorder
         self.alignment = size
         code = _CODES.get(size) if byteorder == sys.byteorder else None
-        self.scalar = code is not None
+        self.scalar = self.packs = code is not None
         self._code = code and (code.lower() if signed else code)
 
     @property

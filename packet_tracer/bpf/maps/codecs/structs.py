@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar, cast
 
 from packet_tracer.bpf.maps.codecs.base import Buffer, Codec, refuse
 
-C = TypeVar("C", bound=Union[ctypes.Structure, ctypes.Union])
+C = TypeVar("C", bound="ctypes.Structure | ctypes.Union")
 
 
 class StructFormat(Codec[tuple[Any, ...]]):
@@ -52,7 +52,7 @@ class CStructure(Codec[C]):
 
     def decode(self, data: Buffer) -> C:
         self._check(data)
-        return self.kind.from_buffer_copy(data)
+        return cast("C", self.kind.from_buffer_copy(data))
 
     def describe(self) -> str:
         return f"a {self.kind.__name__}"
