@@ -57,84 +57,87 @@ enum ptrace_direction {
 
 /* What the head holds; a member whose bit is missing is zero because it is not known, not because it is zero. */
 enum ptrace_event_flags {
-	PTRACE_EVENT_LINK_HEADER = 1 << 0,	 /* bytes start with a link-layer header */
-	PTRACE_EVENT_IP = 1 << 1,		 /* addresses, TTL, L4 protocol, packet length are parsed */
-	PTRACE_EVENT_PORTS = 1 << 2,		 /* ports are parsed */
-	PTRACE_EVENT_TCP = 1 << 3,		 /* TCP sequence, acknowledgement, flags are parsed */
-	PTRACE_EVENT_ICMP = 1 << 4,		 /* ICMP type and code (and id, sequence of an echo) are parsed */
-	PTRACE_EVENT_ARP = 1 << 5,		 /* addresses are ARP's sender and target protocol addresses */
-	PTRACE_EVENT_FRAGMENT = 1 << 6,		 /* one fragment of an IP packet */
-	PTRACE_EVENT_VLAN = 1 << 7,		 /* vlan_tci is valid */
-	PTRACE_EVENT_VLAN_IN_METADATA = 1 << 8,	 /* ... and lies in the skb, not in the bytes */
-	PTRACE_EVENT_DROP_REASON = 1 << 9,	 /* drop_reason is valid */
-	PTRACE_EVENT_DROP_LOCATION = 1 << 10,	 /* location is valid */
-	PTRACE_EVENT_VERDICT = 1 << 11,		 /* verdict (or return value) is valid */
-	PTRACE_EVENT_NO_PACKET = 1 << 12,	 /* the skb could not be read any more: flow members are remembered ones */
-	PTRACE_EVENT_ENCAPSULATED = 1 << 13,	 /* skb->encapsulation */
-	PTRACE_EVENT_FIRST_SIGHT = 1 << 14,	 /* the first record of this packet id */
-	PTRACE_EVENT_FOLLOWED = 1 << 15,	 /* did not match the filter itself; follows a packet that did */
+	PTRACE_EVENT_LINK_HEADER = 1 << 0,	/* bytes start with a link-layer header */
+	PTRACE_EVENT_IP = 1 << 1,		/* addresses, TTL, L4 protocol, packet length are parsed */
+	PTRACE_EVENT_PORTS = 1 << 2,		/* ports are parsed */
+	PTRACE_EVENT_TCP = 1 << 3,		/* TCP sequence, acknowledgement, flags are parsed */
+	PTRACE_EVENT_ICMP = 1 << 4,		/* ICMP type and code (and id, sequence of an echo) are parsed */
+	PTRACE_EVENT_ARP = 1 << 5,		/* addresses are ARP's sender and target protocol addresses */
+	PTRACE_EVENT_FRAGMENT = 1 << 6,		/* one fragment of an IP packet */
+	PTRACE_EVENT_VLAN = 1 << 7,		/* vlan_tci is valid */
+	PTRACE_EVENT_VLAN_IN_METADATA = 1 << 8, /* ... and lies in the skb, not in the bytes */
+	PTRACE_EVENT_DROP_REASON = 1 << 9,	/* drop_reason is valid */
+	PTRACE_EVENT_DROP_LOCATION = 1 << 10,	/* location is valid */
+	PTRACE_EVENT_VERDICT = 1 << 11,		/* verdict (or return value) is valid */
+	PTRACE_EVENT_NO_PACKET =
+		1 << 12, /* the skb could not be read any more: flow members are remembered ones */
+	PTRACE_EVENT_ENCAPSULATED = 1 << 13, /* skb->encapsulation */
+	PTRACE_EVENT_FIRST_SIGHT = 1 << 14,  /* the first record of this packet id */
+	PTRACE_EVENT_FOLLOWED = 1 << 15,     /* did not match the filter itself; follows a packet that did */
+	PTRACE_EVENT_BYTES_MISSING =
+		1 << 16, /* captured fewer than asked for: they lie in pages that cannot be read */
 };
 
 struct ptrace_event {
-	__u32 size;		/* of the whole record, head and captured bytes, unpadded */
-	__u8 version;		/* PTRACE_RECORD_VERSION */
-	__u8 hook;		/* enum ptrace_hook */
-	__u16 probe_id;		/* enum ptrace_probe, or from PTRACE_PROBE_FUNCTION on */
-	__u64 timestamp_ns;	/* CLOCK_MONOTONIC */
-	__u64 packet_id;	/* 0: not tracked */
-	__u64 skb_address;	/* struct sk_buff, or struct xdp_buff at XDP */
+	__u32 size;	    /* of the whole record, head and captured bytes, unpadded */
+	__u8 version;	    /* PTRACE_RECORD_VERSION */
+	__u8 hook;	    /* enum ptrace_hook */
+	__u16 probe_id;	    /* enum ptrace_probe, or from PTRACE_PROBE_FUNCTION on */
+	__u64 timestamp_ns; /* CLOCK_MONOTONIC */
+	__u64 packet_id;    /* 0: not tracked */
+	__u64 skb_address;  /* struct sk_buff, or struct xdp_buff at XDP */
 	__u32 cpu;
-	__u32 pid;		/* thread that runs; not necessarily the packet's owner */
+	__u32 pid; /* thread that runs; not necessarily the packet's owner */
 	__u32 tgid;
-	__u32 netns_inode;	/* 0: unknown */
-	__u32 ifindex;		/* 0: the packet has no device here */
-	__u32 packet_length;	/* bytes of the whole packet, skb->len */
-	__u32 drop_reason;	/* enum skb_drop_reason, subsystem in the upper 16 bits */
-	__s32 verdict;		/* XDP_*, TC_ACT_*, NF_*, NETDEV_TX_*, by hook */
-	__u32 flags;		/* enum ptrace_event_flags */
-	__u32 mtu;		/* of the device; 0: no device */
-	__u16 captured_length;	/* bytes that follow the head */
-	__u16 protocol;		/* EtherType, host order; 0: unknown */
-	__u8 l4_protocol;	/* IPPROTO_* */
-	__u8 direction;		/* enum ptrace_direction */
-	__u8 tos;		/* DSCP and ECN; IPv6 traffic class */
-	__u8 reserved;
+	__u32 netns_inode;     /* 0: unknown */
+	__u32 ifindex;	       /* 0: the packet has no device here */
+	__u32 packet_length;   /* bytes of the whole packet, skb->len */
+	__u32 drop_reason;     /* enum skb_drop_reason, subsystem in the upper 16 bits */
+	__s32 verdict;	       /* XDP_*, TC_ACT_*, NF_*, NETDEV_TX_*, by hook */
+	__u32 flags;	       /* enum ptrace_event_flags */
+	__u32 mtu;	       /* of the device; 0: no device */
+	__u16 captured_length; /* bytes that follow the head */
+	__u16 protocol;	       /* EtherType, host order; 0: unknown */
+	__u8 l4_protocol;      /* IPPROTO_* */
+	__u8 direction;	       /* enum ptrace_direction */
+	__u8 tos;	       /* DSCP and ECN; IPv6 traffic class */
+	__u8 arp_operation;    /* 1 request, 2 reply */
 	__u16 source_port;
 	__u16 destination_port;
 	__u16 vlan_tci;
 	__u8 tcp_flags;
-	__u8 ttl;		/* hop limit in IPv6 */
+	__u8 ttl; /* hop limit in IPv6 */
 	__u8 source[16];
 	__u8 destination[16];
 	__u8 comm[PTRACE_COMM_LENGTH];
 
-	__u64 parent_id;	/* packet id this one was made from (segment, fragment, copy); 0: none */
-	__u64 head_address;	/* skb->head */
-	__u64 netns_cookie;	/* 0: unknown, or a kernel without cookies */
-	__u64 location;		/* address of the code that dropped it, or of the traced function */
+	__u64 parent_id;    /* packet id this one was made from (segment, fragment, copy); 0: none */
+	__u64 head_address; /* skb->head */
+	__u64 netns_cookie; /* 0: unknown, or a kernel without cookies */
+	__u64 location;	    /* address of the code that dropped it, or of the traced function */
 	__s64 return_value;
-	__u64 duration_ns;	/* time inside a function, at its return */
-	__u32 rx_ifindex;	/* skb->skb_iif */
+	__u64 duration_ns; /* time inside a function, at its return */
+	__u32 rx_ifindex;  /* skb->skb_iif */
 	__u32 mark;
 	__u32 hash;
 	__u32 tcp_sequence;
 	__u32 tcp_acknowledgement;
-	__u32 ip_id;		/* identification; 32 bits of it in an IPv6 fragment header */
-	__s32 stack_id;		/* -1: none */
-	__u32 data_length;	/* bytes in the non-linear part, skb->data_len */
-	__u16 fragment_offset;	/* in bytes */
+	__u32 ip_id;	       /* identification; 32 bits of it in an IPv6 fragment header */
+	__s32 stack_id;	       /* -1: none */
+	__u32 data_length;     /* bytes in the non-linear part, skb->data_len */
+	__u16 fragment_offset; /* in bytes */
 	__u16 icmp_id;
 	__u16 icmp_sequence;
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u16 network_offset;	/* of the IP or ARP header in the captured bytes */
-	__u16 transport_offset;	/* of the TCP, UDP, ICMP header in the packet's bytes; 0: not found */
+	__u16 transport_offset; /* of the TCP, UDP, ICMP header in the packet's bytes; 0: not found */
 	__u16 gso_size;
 	__u16 gso_segments;
-	__u32 gso_type;		/* SKB_GSO_* */
-	__u16 queue;		/* skb->queue_mapping, or the receive queue at XDP */
-	__u8 packet_type;	/* PACKET_HOST, ... */
-	__u8 checksum;		/* CHECKSUM_*: skb->ip_summed */
+	__u32 gso_type;	  /* SKB_GSO_* */
+	__u16 queue;	  /* skb->queue_mapping, or the receive queue at XDP */
+	__u8 packet_type; /* PACKET_HOST, ... */
+	__u8 checksum;	  /* CHECKSUM_*: skb->ip_summed */
 };
 
 _Static_assert(sizeof(struct ptrace_event) == 240, "records.h: the record's head changed size");
@@ -142,12 +145,12 @@ _Static_assert(sizeof(struct ptrace_event) % 8 == 0, "records.h: captured bytes 
 
 /* Counters of one probe, one per CPU. seen = kept + lost_ring + lost_tracking always holds. */
 struct ptrace_counters {
-	__u64 seen;		/* passed every filter */
-	__u64 kept;		/* submitted to the ring */
-	__u64 lost_ring;	/* the ring was full */
-	__u64 lost_stack;	/* kept, but without the stack that was asked for */
-	__u64 rejected;		/* by a filter; counted only when asked for */
-	__u64 untracked;	/* kept, but the tracking table was full: packet_id is 0 */
+	__u64 seen;	  /* passed every filter */
+	__u64 kept;	  /* submitted to the ring */
+	__u64 lost_ring;  /* the ring was full */
+	__u64 lost_stack; /* kept, but without the stack that was asked for */
+	__u64 rejected;	  /* by a filter; counted only when asked for */
+	__u64 untracked;  /* kept, but the tracking table was full: packet_id is 0 */
 };
 
 #endif

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * From a packet to a record in the ring: filter, count, reserve, fill, submit.
+ *
+ * A record is reserved first and filled in place, never built in a per-CPU buffer: programs nest, a softirq's on
+ * top of a system call's, and would write over each other's.
+ */
+#ifndef PTRACE_EMIT_BPF_H
+#define PTRACE_EMIT_BPF_H
+
+#include "bytes.bpf.h"
+#include "maps.bpf.h"
+#include "packet.bpf.h"
+#include "parse.bpf.h"
+#include "predicates.bpf.h"
+#include "records.h"
+#include "tracking.bpf.h"
+
+/* Data areas a record can have: bpf_ringbuf_reserve() wants a constant. */
+#define ROOM_SMALL 128
+#define ROOM_MEDIUM 512
+#define ROOM_LARGE (2048 + COPY_CHUNK)
+#define ROOM_HUGE (PTRACE_SNAPLEN_MAX + COPY_CHUNK)
+
+/* What a hook knows about an event beside the packet. */
+struct facts {
+	__u64 location;
+	__u32 drop_reason;
+	__s32 verdict;
+	__u32 flags; /* enum ptrace_event_flags */
+	__u16 probe_id;
+	__u8 hook;
+	__u8 direction;
+};
+
+static __always_inline struct ptrace_counters *probe_counters(__u32 probe_id)
+{
+	return bpf_map_lookup_elem(&counters, &probe_id);
+}
+
+static __always_inline void count_rejected(__u32 probe_id)
+{
+	struct ptrace_counters *count;
+
+	if (!config_count_rejected)
+		return;
+	count = probe_counters(probe_id);
+	if (count)
+		count->rejected++;
+}
+
+static __always_inline bool passes_metadata(const struct packet_view *view)
+{
+	return match_netns(view->netns_inode) &&
+	       match_interface(view->netns_inode, view->ifindex, view->rx_ifindex) && match_mark(view->mark);
+}
+
+/* Bytes to copy: the snaplen, but at least what the headers are parsed from. */
+static __always_inline __u32 bytes_wanted(__u32 length)
+{
+	__u32 wanted = config_snaplen > PARSE_BYTES ? config_snaplen : PARSE_BYTES;
+
+	return length < wanted ? length : wanted;
+}
+
+static __always_inline void *ring_of_this_cpu(void)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+
+	return bpf_map_lookup_elem(&rings, &cpu);
+}
+
+/* Wakes the reader by batch: its timer finds what lies below the fill level. */
+static __always_inline void submit(void *ring, struct ptrace_event *record)
+{
+	__u64 flags = BPF_RB_NO_WAKEUP;
+
+	if (bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) >= config_wakeup_bytes)
+		flags = BPF_RB_FORCE_WAKEUP;
+	bpf_ringbuf_submit(record, flags);
+}
+
+/* The task that runs here. Not the helpers for it: XDP, TC and netfilter programs only get those since v6.10. */
+static __always_inline void fill_task(struct ptrace_event *record)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	record->cpu = bpf_get_smp_processor_id();
+	record->pid = BPF_CORE_READ(task, pid);
+	record->tgid = BPF_CORE_READ(task, tgid);
+	bpf_probe_read_kernel(record->comm, sizeof(record->comm), &task->comm);
+}
+
+static __always_inline void fill_head(struct ptrace_event *record, const struct facts *facts)
+{
+	__builtin_memset(record, 0, sizeof(*record));
+	record->size = sizeof(*record);
+	record->version = PTRACE_RECORD_VERSION;
+	record->timestamp_ns = bpf_ktime_get_ns();
+	record->hook = facts->hook;
+	record->probe_id = facts->probe_id;
+	record->flags = facts->flags;
+	record->direction = facts->direction;
+	record->drop_reason = facts->drop_reason;
+	record->verdict = facts->verdict;
+	record->location = facts->location;
+	record->stack_id = -1;
+	fill_task(record);
+}
+
+static __always_inline void fill_namespace(struct ptrace_event *record, const struct packet_view *view)
+{
+	record->netns_inode = view->netns_inode;
+	record->netns_cookie = net_cookie(view->net);
+	record->ifindex = view->ifindex;
+	record->rx_ifindex = view->rx_ifindex;
+	record->mtu = view->dev ? READ(view->dev, mtu) : 0;
+}
+
+static __always_inline void fill_skb_metadata(struct ptrace_event *record, const struct packet_view *view)
+{
+	struct sk_buff *skb = view->skb;
+	struct skb_shared_info *shared = (struct skb_shared_info *)(view->head + READ(skb, end));
+	__u32 vlan = metadata_vlan(skb);
+
+	record->skb_address = (__u64)skb;
+	record->head_address = (__u64)view->head;
+	record->mark = view->mark;
+	record->hash = READ(skb, hash);
+	record->queue = READ(skb, queue_mapping);
+	record->packet_type = READ_BITS(skb, pkt_type);
+	record->checksum = READ_BITS(skb, ip_summed);
+	if (READ_BITS(skb, encapsulation))
+		record->flags |= PTRACE_EVENT_ENCAPSULATED;
+	record->gso_size = BPF_CORE_READ(shared, gso_size);
+	if (record->gso_size) {
+		record->gso_segments = BPF_CORE_READ(shared, gso_segs);
+		record->gso_type = BPF_CORE_READ(shared, gso_type);
+	}
+	record->packet_length = view->length;
+	record->data_length = view->nonlinear;
+	if (vlan) {
+		record->vlan_tci = vlan;
+		record->flags |= PTRACE_EVENT_VLAN | PTRACE_EVENT_VLAN_IN_METADATA;
+	}
+}
+
+/* Parses the `copied` bytes behind the head and sets how many of them the record holds. */
+static __always_inline void finish_bytes(struct ptrace_event *record, const struct copy *copy, __u32 protocol,
+					 bool link_header)
+{
+	__u32 captured = copy->done < config_snaplen ? copy->done : config_snaplen;
+
+	record->captured_length = copy->done;
+	if (link_header)
+		record->flags |= PTRACE_EVENT_LINK_HEADER;
+	if (copy->done < copy->wanted)
+		record->flags |= PTRACE_EVENT_BYTES_MISSING;
+	parse_packet(record, protocol, link_header);
+	record->captured_length = captured;
+	record->size += captured;
+}
+
+/* Fills a record that has `room` bytes behind its head. */
+static __noinline int fill_skb(struct ptrace_event *record, struct packet_view *view, const struct facts *facts,
+			       __u32 room)
+{
+	struct copy copy = {.to = (__u8 *)(record + 1), .room = room, .wanted = bytes_wanted(view->length)};
+
+	fill_head(record, facts);
+	fill_namespace(record, view);
+	fill_skb_metadata(record, view);
+	copy_packet(&copy, view);
+	finish_bytes(record, &copy, view->protocol, view->link_header);
+	identify(record);
+	return 0;
+}
+
+/* Keeps the counters' invariant for one event: seen = kept + lost. */
+static __always_inline void count_event(struct ptrace_counters *count, const struct ptrace_event *record)
+{
+	if (!record) {
+		count->lost_ring++;
+		return;
+	}
+	count->kept++;
+	if (!record->packet_id)
+		count->untracked++;
+}
+
+static __always_inline void emit_skb_in(void *ring, struct packet_view *view, const struct facts *facts,
+					struct ptrace_counters *count, const __u32 room)
+{
+	struct ptrace_event *record = bpf_ringbuf_reserve(ring, sizeof(*record) + room, 0);
+
+	if (record)
+		fill_skb(record, view, facts, room);
+	count_event(count, record);
+	if (record)
+		submit(ring, record);
+}
+
+/* Emits one event of an skb that passed every filter. */
+static __always_inline void emit_skb(struct packet_view *view, const struct facts *facts)
+{
+	struct ptrace_counters *count = probe_counters(facts->probe_id);
+	__u32 wanted = bytes_wanted(view->length), room = wanted;
+	void *ring = ring_of_this_cpu();
+
+	if (!count || !ring)
+		return;
+	count->seen++;
+	if (view->start + wanted > view->linear_end)
+		room += COPY_CHUNK;
+	if (room <= ROOM_SMALL)
+		emit_skb_in(ring, view, facts, count, ROOM_SMALL);
+	else if (room <= ROOM_MEDIUM)
+		emit_skb_in(ring, view, facts, count, ROOM_MEDIUM);
+	else if (room <= ROOM_LARGE)
+		emit_skb_in(ring, view, facts, count, ROOM_LARGE);
+	else
+		emit_skb_in(ring, view, facts, count, ROOM_HUGE);
+}
+
+#endif

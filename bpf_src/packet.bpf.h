@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* A packet as its skb shows it: where its bytes start, how long it is, whose namespace and device it is in. */
+#ifndef PTRACE_PACKET_BPF_H
+#define PTRACE_PACKET_BPF_H
+
+#include "read.bpf.h"
+#include <bpf/bpf_endian.h>
+
+#define ETH_P_IP 0x0800
+#define ETH_P_ARP 0x0806
+#define ETH_P_8021Q 0x8100
+#define ETH_P_IPV6 0x86dd
+#define ETH_P_8021AD 0x88a8
+#define ETH_HLEN 14
+
+/* Where the headers of an skb may be trusted to lie: what a hook knows better than the skb itself. */
+enum packet_position {
+	POSITION_BY_SKB,     /* use the skb's own offsets */
+	POSITION_AT_NETWORK, /* skb->data is at the network header: receive tracepoints, before it is set */
+	POSITION_AT_LINK,    /* skb->data is at the link header: transmit tracepoints, TC */
+};
+
+/*
+ * `start` is the link header where there is one, else the network header, else skb->data; `length` counts from
+ * there, so that one packet has one length at every hook. All positions are offsets from skb->head.
+ */
+struct packet_view {
+	struct sk_buff *skb;
+	struct net_device *dev; /* NULL: none, or skb->dev holds something else (UDP's dev_scratch) */
+	struct net *net;	/* NULL: unknown */
+	unsigned char *head;
+	__u32 start;
+	__u32 data;
+	__u32 linear_end;
+	__u32 length;
+	__u32 nonlinear; /* bytes beyond the linear part */
+	__u32 netns_inode;
+	__u32 ifindex;
+	__u32 rx_ifindex;
+	__u32 mark;
+	__u16 protocol; /* host order */
+	bool link_header;
+};
+
+/* A kernel address has its top bit set; UDP keeps lengths in skb->dev while a packet waits to be read. */
+static __always_inline struct net_device *valid_device(struct net_device *dev)
+{
+	/* In assembly: a typed pointer may be compared, but not shifted as the compiler would. */
+	asm volatile("if %[dev] s< 0 goto +1; %[dev] = 0" : [dev] "+r"(dev));
+	return dev;
+}
+
+/* The cheap half: what the metadata filters need. */
+static __always_inline void view_metadata(struct packet_view *view, struct sk_buff *skb, struct net_device *dev)
+{
+	view->skb = skb;
+	view->dev = dev;
+	view->net = net_of(dev, READ(skb, sk));
+	view->netns_inode = net_inode(view->net);
+	view->ifindex = dev ? READ(dev, ifindex) : 0;
+	view->rx_ifindex = READ(skb, skb_iif);
+	view->mark = READ(skb, mark);
+}
+
+/* True if the `bytes` between link and network header can be Ethernet with up to two VLAN tags. */
+static __always_inline bool ethernet_length(__u32 bytes)
+{
+	return bytes == ETH_HLEN || bytes == ETH_HLEN + 4 || bytes == ETH_HLEN + 8;
+}
+
+/* The other half: where the bytes are. */
+static __always_inline void view_bytes(struct packet_view *view, enum packet_position position)
+{
+	struct sk_buff *skb = view->skb;
+	__u32 length = READ(skb, len), nonlinear = READ(skb, data_len);
+	__u32 network = READ(skb, network_header), mac = READ(skb, mac_header);
+	__u32 data;
+
+	view->head = READ(skb, head);
+	data = (__u32)((__u64)READ(skb, data) - (__u64)view->head);
+	view->data = data;
+	view->linear_end = data + length - nonlinear;
+	view->nonlinear = nonlinear;
+	view->protocol = bpf_ntohs(READ(skb, protocol));
+
+	if (position == POSITION_AT_NETWORK)
+		network = data;
+	else if (position == POSITION_AT_LINK)
+		mac = data;
+
+	view->link_header = mac != 0xffff && network > mac && ethernet_length(network - mac);
+	if (view->link_header)
+		view->start = mac;
+	else if (network && network <= view->linear_end)
+		view->start = network;
+	else
+		view->start = data;
+	/* A header already pulled lies before skb->data and still counts; one not yet reached does not. */
+	view->length = length + data - view->start;
+}
+
+#endif

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Reading kernel memory. A program whose skb the verifier knows by type (tp_btf, netfilter) dereferences it:
+ * a plain load. All others go through bpf_probe_read_kernel, some 5 to 10 ns a member. A file of programs defines
+ * READ_DIRECT to 1 or 0 before it includes anything of ours.
+ */
+#ifndef PTRACE_READ_BPF_H
+#define PTRACE_READ_BPF_H
+
+#include "vmlinux.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+
+#ifndef READ_DIRECT
+#error "define READ_DIRECT"
+#endif
+
+#if READ_DIRECT
+#define READ(pointer, member) ((pointer)->member)
+#define READ_BITS(pointer, member) BPF_CORE_READ_BITFIELD(pointer, member)
+#else
+/* The pointer is evaluated first: an access of our own structs on the way to it is not to be relocated. */
+#define READ(pointer, ...)                          \
+	({                                          \
+		typeof(pointer) __from = (pointer); \
+		BPF_CORE_READ(__from, __VA_ARGS__); \
+	})
+#define READ_BITS(pointer, member) BPF_CORE_READ_BITFIELD_PROBED(pointer, member)
+#endif
+
+/* Returns the namespace of a device or of a socket, NULL if there is neither. */
+static __always_inline struct net *net_of(struct net_device *dev, struct sock *sk)
+{
+	if (dev)
+		return READ(dev, nd_net.net);
+	if (sk)
+		return READ(sk, __sk_common.skc_net.net);
+	return 0;
+}
+
+static __always_inline __u32 net_inode(struct net *net)
+{
+	return net ? READ(net, ns.inum) : 0;
+}
+
+static __always_inline __u64 net_cookie(struct net *net)
+{
+	struct net___atomic_cookie *old = (void *)net;
+
+	if (!net)
+		return 0;
+	if (bpf_core_field_exists(old->net_cookie.counter))
+		return BPF_CORE_READ(old, net_cookie.counter);
+	if (bpf_core_field_exists(net->net_cookie))
+		return READ(net, net_cookie);
+	return 0;
+}
+
+/* Returns the VLAN tag that lies beside the packet, with bit 16 set; 0 if there is none. */
+static __always_inline __u32 metadata_vlan(struct sk_buff *skb)
+{
+	struct sk_buff___vlan_present *old = (void *)skb;
+	bool present;
+
+	if (bpf_core_field_exists(old->vlan_present))
+		present = BPF_CORE_READ_BITFIELD_PROBED(old, vlan_present);
+	else
+		present = READ(skb, vlan_all) != 0;
+	return present ? READ(skb, vlan_tci) | 1 << 16 : 0;
+}
+
+#endif

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A packet's identity. An id is not the skb's address, which the slab hands out again at once: it is born when a packet is
+ * first seen, follows the buffer that holds its bytes (skb->head, which clones share and which veth and XDP carry from
+ * one end to the other) and dies with that buffer.
+ *
+ * Tracepoints see most deaths, but not all: TCP frees what it has read in silence. So a buffer that turns up again with
+ * another content is another packet; better two ids for one packet than one id for two.
+ */
+#ifndef PTRACE_TRACKING_BPF_H
+#define PTRACE_TRACKING_BPF_H
+
+#include "maps.bpf.h"
+#include "packet.bpf.h"
+#include "records.h"
+
+#define TRACKED_PACKETS 65536
+
+struct tracked {
+	__u64 id;
+	__u64 skb_address;
+	__u64 content; /* what does not change on the way: see content_of() */
+	__u32 netns_inode;
+	__u32 ifindex;
+};
+
+/* By skb->head. LRU: when it is full the packet longest unseen is forgotten. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, TRACKED_PACKETS);
+	__type(key, __u64);
+	__type(value, struct tracked);
+} packets SEC(".maps");
+
+/* Births and deaths, so that the reader can tell how many packets were forgotten: births - deaths - entries. */
+struct tracking_totals {
+	__u64 births;
+	__u64 deaths;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tracking_totals);
+} tracking SEC(".maps");
+
+/* Unique without an atomic: one CPU is once at one nanosecond. 54 bits of time are 208 days of uptime. */
+static __always_inline __u64 new_packet_id(__u64 timestamp_ns)
+{
+	return timestamp_ns << 10 | (bpf_get_smp_processor_id() & 1023);
+}
+
+/* Folds what names a packet and survives NAT and routing: identification, transport protocol, sequence numbers. */
+static __always_inline __u64 content_of(const struct ptrace_event *record)
+{
+	__u64 content = (__u64)record->ip_id << 32 | record->l4_protocol;
+
+	if (!(record->flags & (PTRACE_EVENT_IP | PTRACE_EVENT_ARP)))
+		return 0;
+	content ^= (__u64)record->tcp_sequence << 8 ^ (__u64)record->tcp_acknowledgement << 24;
+	content ^= (__u64)record->icmp_id << 16 | (__u64)record->icmp_sequence << 40;
+	content ^= (__u64)record->protocol << 48;
+	return content | 1;
+}
+
+static __always_inline struct tracked *find_tracked(__u64 head)
+{
+	return bpf_map_lookup_elem(&packets, &head);
+}
+
+static __always_inline void count_tracking(__u64 births, __u64 deaths)
+{
+	__u32 zero = 0;
+	struct tracking_totals *totals = bpf_map_lookup_elem(&tracking, &zero);
+
+	if (totals) {
+		totals->births += births;
+		totals->deaths += deaths;
+	}
+}
+
+/* Gives the record its packet id: the one of the packet in this buffer, or a new one. */
+static __always_inline void identify(struct ptrace_event *record)
+{
+	__u64 head = record->head_address, content = content_of(record);
+	struct tracked *known = find_tracked(head), born;
+
+	if (known) {
+		/* Bytes that cannot be parsed here tell nothing; the buffer is then taken at its word. */
+		if (!content || !known->content || known->content == content) {
+			record->packet_id = known->id;
+			if (content && !known->content)
+				known->content = content;
+			if (record->netns_inode)
+				known->netns_inode = record->netns_inode;
+			if (record->ifindex)
+				known->ifindex = record->ifindex;
+			return;
+		}
+		count_tracking(0, 1);
+	}
+	born = (struct tracked){
+		.id = new_packet_id(record->timestamp_ns),
+		.skb_address = record->skb_address,
+		.content = content,
+		.netns_inode = record->netns_inode,
+		.ifindex = record->ifindex,
+	};
+	if (bpf_map_update_elem(&packets, &head, &born, BPF_ANY))
+		return;
+	count_tracking(1, 0);
+	record->packet_id = born.id;
+	record->flags |= PTRACE_EVENT_FIRST_SIGHT;
+}
+
+/* Forgets the packet in a buffer if this skb is the last that holds it. */
+static __always_inline void forget(struct sk_buff *skb, unsigned char *head)
+{
+	struct skb_shared_info *shared = (struct skb_shared_info *)(head + READ(skb, end));
+	__u64 key = (__u64)head;
+
+	/* The lower half of dataref counts the skbs that share the buffer (SKB_DATAREF_SHIFT). */
+	if (READ_BITS(skb, cloned) && (BPF_CORE_READ(shared, dataref.counter) & 0xffff) != 1)
+		return;
+	if (!bpf_map_delete_elem(&packets, &key))
+		count_tracking(0, 1);
+}
+
+#endif

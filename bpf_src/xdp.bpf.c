@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* XDP: the packet before there is an skb, at the driver or, generic, just after. It always passes. */
+#define READ_DIRECT 0
+#include "emit.bpf.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+static __always_inline __u32 packet_length(struct xdp_md *ctx, __u32 linear)
+{
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_xdp_get_buff_len))
+		return bpf_xdp_get_buff_len(ctx);
+	return linear;
+}
+
+static __always_inline void copy_buffer(struct copy *copy, struct xdp_md *ctx, __u64 data, __u32 linear)
+{
+	__u32 part = copy->wanted;
+
+	OPAQUE(part);
+	if (!part || part > copy->room)
+		return;
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_xdp_load_bytes)) {
+		if (!bpf_xdp_load_bytes(ctx, 0, copy->to, part))
+			copy->done = part;
+	} else if (part <= linear && !bpf_probe_read_kernel(copy->to, part, (void *)data)) {
+		copy->done = part;
+	}
+}
+
+static __noinline int fill_xdp(struct ptrace_event *record, struct xdp_md *ctx, struct packet_view *view,
+			       __u32 room)
+{
+	struct facts facts = {.hook = PTRACE_HOOK_XDP,
+			      .probe_id = PTRACE_PROBE_XDP,
+			      .direction = PTRACE_DIRECTION_INGRESS,
+			      .verdict = XDP_PASS,
+			      .flags = PTRACE_EVENT_VERDICT};
+	struct copy copy = {.to = (__u8 *)(record + 1), .room = room, .wanted = bytes_wanted(view->length)};
+	struct xdp_buff *xdp = (struct xdp_buff *)ctx;
+
+	fill_head(record, &facts);
+	fill_namespace(record, view);
+	record->skb_address = (__u64)xdp;
+	/* The buffer the skb will be built on, and veth's was: what joins this packet to its skb. */
+	record->head_address = (__u64)READ(xdp, data_hard_start);
+	record->queue = READ(xdp, rxq, queue_index);
+	record->packet_length = view->length;
+	record->data_length = view->nonlinear;
+	copy_buffer(&copy, ctx, (__u64)view->head, view->linear_end);
+	finish_bytes(record, &copy, 0, true);
+	identify(record);
+	return 0;
+}
+
+static __always_inline void emit_xdp_in(void *ring, struct xdp_md *ctx, struct packet_view *view,
+					struct ptrace_counters *count, const __u32 room)
+{
+	struct ptrace_event *record = bpf_ringbuf_reserve(ring, sizeof(*record) + room, 0);
+
+	if (record)
+		fill_xdp(record, ctx, view, room);
+	count_event(count, record);
+	if (record)
+		submit(ring, record);
+}
+
+static __always_inline void emit_xdp(struct xdp_md *ctx, struct packet_view *view)
+{
+	struct ptrace_counters *count = probe_counters(PTRACE_PROBE_XDP);
+	__u32 room = bytes_wanted(view->length);
+	void *ring = ring_of_this_cpu();
+
+	if (!count || !ring)
+		return;
+	count->seen++;
+	if (room <= ROOM_SMALL)
+		emit_xdp_in(ring, ctx, view, count, ROOM_SMALL);
+	else if (room <= ROOM_MEDIUM)
+		emit_xdp_in(ring, ctx, view, count, ROOM_MEDIUM);
+	else if (room <= ROOM_LARGE)
+		emit_xdp_in(ring, ctx, view, count, ROOM_LARGE);
+	else
+		emit_xdp_in(ring, ctx, view, count, ROOM_HUGE);
+}
+
+SEC("xdp.frags")
+int xdp(struct xdp_md *ctx)
+{
+	/* In an XDP program the context register holds the address of the xdp_buff itself. */
+	struct xdp_buff *buffer = (struct xdp_buff *)ctx;
+	struct packet_view view = {.dev = READ(buffer, rxq, dev)};
+	__u64 data = (__u64)READ(buffer, data);
+
+	view.net = net_of(view.dev, 0);
+	view.netns_inode = net_inode(view.net);
+	view.ifindex = READ(view.dev, ifindex);
+	if (!passes_metadata(&view)) {
+		count_rejected(PTRACE_PROBE_XDP);
+		return XDP_PASS;
+	}
+	view.head = (unsigned char *)data;
+	view.linear_end = (__u64)READ(buffer, data_end) - data;
+	view.length = packet_length(ctx, view.linear_end);
+	view.nonlinear = view.length - view.linear_end;
+	emit_xdp(ctx, &view);
+	return XDP_PASS;
+}
