@@ -1,3 +1,4 @@
+# ruff: noqa: A002  the names of parameters are libbpf's
 """The compiled module: cffi's FFI object and libbpf's functions as ``libbpf.cdef.h`` declares them.
 
 Functions that return int return a negative errno on failure, those that return a pointer return NULL and set
@@ -12,7 +13,6 @@ CData = Any
 class FFI:
     NULL: CData
     errno: int
-    class error(Exception): ...
     def new(self, cdecl: str, init: object = ...) -> CData: ...
     def cast(self, cdecl: str, source: object) -> CData: ...
     def sizeof(self, cdecl: object) -> int: ...
@@ -139,7 +139,16 @@ class Lib:
     def bpf_raw_tracepoint_open_opts(self, prog_fd: int, opts: CData) -> int: ...
     def bpf_raw_tracepoint_open(self, name: CData, prog_fd: int) -> int: ...
     def bpf_task_fd_query(
-        self, pid: int, fd: int, flags: int, buf: CData, buf_len: CData, prog_id: CData, fd_type: CData, probe_offset: CData, probe_addr: CData
+        self,
+        pid: int,
+        fd: int,
+        flags: int,
+        buf: CData,
+        buf_len: CData,
+        prog_id: CData,
+        fd_type: CData,
+        probe_offset: CData,
+        probe_addr: CData,
     ) -> int: ...
     def bpf_map_create(
         self, map_type: int, name: CData, key_size: int, value_size: int, max_entries: int, opts: CData
@@ -155,10 +164,24 @@ class Lib:
     def bpf_map_freeze(self, fd: int) -> int: ...
     def bpf_map_delete_batch(self, fd: int, keys: CData, count: CData, opts: CData) -> int: ...
     def bpf_map_lookup_batch(
-        self, fd: int, in_batch: CData, out_batch: CData, keys: CData, values: CData, count: CData, opts: CData
+        self,
+        fd: int,
+        in_batch: CData,
+        out_batch: CData,
+        keys: CData,
+        values: CData,
+        count: CData,
+        opts: CData,
     ) -> int: ...
     def bpf_map_lookup_and_delete_batch(
-        self, fd: int, in_batch: CData, out_batch: CData, keys: CData, values: CData, count: CData, opts: CData
+        self,
+        fd: int,
+        in_batch: CData,
+        out_batch: CData,
+        keys: CData,
+        values: CData,
+        count: CData,
+        opts: CData,
     ) -> int: ...
     def bpf_map_update_batch(self, fd: int, keys: CData, values: CData, count: CData, opts: CData) -> int: ...
     def bpf_obj_pin(self, fd: int, path: CData) -> int: ...
@@ -239,7 +262,14 @@ class Lib:
     def ptrace_log_clear(self) -> None: ...
     def ptrace_log_text(self) -> CData: ...
     def ptrace_btf_index(
-        self, btf: CData, first: int, kind: int, argument: CData, entries: CData, names: CData, names_size: CData
+        self,
+        btf: CData,
+        first: int,
+        kind: int,
+        argument: CData,
+        entries: CData,
+        names: CData,
+        names_size: CData,
     ) -> int: ...
     def ptrace_perf_new(self, map_fd: int, pages: int) -> CData: ...
     def ptrace_perf_fileno(self, perf: CData) -> int: ...
@@ -254,7 +284,14 @@ class Lib:
     def ptrace_rings_wait(self, rings: CData, timeout_ms: int) -> int: ...
     def ptrace_rings_pending(self, rings: CData) -> int: ...
     def ptrace_rings_read(
-        self, rings: CData, before_ns: int, data: CData, data_size: int, offsets: CData, sizes: CData, capacity: int
+        self,
+        rings: CData,
+        before_ns: int,
+        data: CData,
+        data_size: int,
+        offsets: CData,
+        sizes: CData,
+        capacity: int,
     ) -> int: ...
 
 ffi: FFI

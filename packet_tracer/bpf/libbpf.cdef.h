@@ -1,7 +1,7 @@
 /*
  * What Python may call of libbpf 1.7: the text that cffi reads (API mode: a C compiler lays out the
  * structs, so "...;" hides members we do not name, and the opts structs may grow).
- * Enum parameters are plain ints here; the enums themselves are in types.py.
+ * Enum parameters are plain ints here; the enums themselves are in enums.py.
  */
 typedef unsigned char __u8;
 typedef unsigned short __u16;
