@@ -17,24 +17,27 @@ each other, so all have the same. Nothing is created in the caller's own namespa
 
 from __future__ import annotations
 
-import array
 import atexit
-import fcntl
 import os
 import re
 import secrets
 import shutil
-import socket
-import struct
-import subprocess
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeVar
 
-from packet_tracer.errors import NotPermittedError, NotSupportedError, PtraceError
+from packet_tracer.errors import NotSupportedError, PtraceError
+from packet_tracer.lab.commands import (
+    SEARCH_PATH,
+    ip,
+    run,
+    set_offloads,
+    sysctl,
+    uninterrupted,
+    wait_for_carrier,
+)
 from packet_tracer.netns import NAMED_DIRECTORY, Netns, entered, interface_index, resolve
 
 #: The router drops what goes to this port, TCP and UDP, by an nftables rule.
@@ -45,15 +48,24 @@ T = TypeVar("T")
 
 _PREFIX = "ptrace"
 _NAME = re.compile(rf"{_PREFIX}-(\d+)-([0-9a-f]+)-[0-9a-f]{{6}}-(client|router|server)")
-_COMMAND_TIMEOUT = 20.0  # seconds; a command takes milliseconds
+
+#: Each interface's IPv4, IPv6 and Ethernet address, and the interface at the other end.
+_LINKS = {
+    "c0": ("192.0.2.2", "2001:db8:1::2", "02:00:00:00:01:02", "r0"),
+    "r0": ("192.0.2.1", "2001:db8:1::1", "02:00:00:00:01:01", "c0"),
+    "r1": ("198.51.100.1", "2001:db8:2::1", "02:00:00:00:02:01", "s0"),
+    "s0": ("198.51.100.2", "2001:db8:2::2", "02:00:00:00:02:02", "r1"),
+}
 
 _QUIET = {
+    "net/ipv6/conf/default/disable_ipv6": "1",  # until the links are up
     "net/ipv6/conf/default/accept_dad": "0",
     "net/ipv6/conf/default/dad_transmits": "0",
     "net/ipv6/conf/default/router_solicitations": "0",
     "net/ipv6/conf/default/accept_ra": "0",
     "net/ipv6/conf/default/mldv1_unsolicited_report_interval": "3600000",
-    "net/ipv6/conf/default/mldv2_unsolicited_report_interval": "3600000",
+    # 1: a group is reported in the moment it is joined; MLDv2 does it some ticks later
+    "net/ipv6/conf/default/force_mld_version": "1",
     # 1: no link-local address, so the only IPv6 addresses are those given
     "net/ipv6/conf/default/addr_gen_mode": "1",
 }
@@ -68,10 +80,6 @@ table inet lab {{
     }}
 }}
 """
-
-# linux/ethtool.h: commands that set one offload each, oldest interface, known to every kernel
-_SIOCETHTOOL = 0x8946
-_OFFLOADS = {"rx": 0x15, "tx": 0x17, "sg": 0x19, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
 
 
 @dataclass(slots=True)
@@ -122,16 +130,16 @@ class Lab:
 
     def __enter__(self) -> Lab:
         try:
-            _uninterrupted(self._build)
+            uninterrupted(self._build)
         except BaseException:
-            _uninterrupted(self._remove)
+            uninterrupted(self._remove)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _uninterrupted(self._remove)
+        uninterrupted(self._remove)
 
     @property
     def nodes(self) -> tuple[Node, Node, Node]:
@@ -146,14 +154,14 @@ class Lab:
     def set_mtu(self, mtu: int) -> None:
         """Set the MTU of every veth, in bytes (68 to 65535; IPv6 needs at least 1280)."""
         for node in self.nodes:
-            _ip([f"link set {interface} mtu {mtu}" for interface in node.interfaces], node.netns)
+            ip([f"link set {interface} mtu {mtu}" for interface in node.interfaces], node.netns)
 
     def set_offloads(self, on: bool) -> None:
         """Switch checksum, scatter, segmentation and receive offloads of every veth on or off."""
         for node in self.nodes:
             with entered(node.netns):
                 for interface in node.interfaces:
-                    _set_offloads(interface, on)
+                    set_offloads(interface, on)
 
     def add_vlan(self, identifier: int) -> Route:
         """Add VLAN devices between client and router; return the route over them.
@@ -167,7 +175,7 @@ class Lab:
         ):
             device = f"{link}.{identifier}"
             peer = mac(other.interfaces[0])
-            _ip(
+            ip(
                 [
                     f"link add link {link} name {device} type vlan id {identifier}",
                     f"address add 203.0.113.{host}/24 dev {device}",
@@ -187,52 +195,43 @@ class Lab:
 
     def _build(self) -> None:
         for program, package in (("ip", "iproute2"), ("nft", "nftables")):
-            if shutil.which(program, path=_SEARCH_PATH) is None:
+            if shutil.which(program, path=SEARCH_PATH) is None:
                 raise NotSupportedError(f"the lab needs {program!r}: install {package}")
         reap()
         stem = f"{_PREFIX}-{os.getpid()}-{_start_time(os.getpid()):x}-{secrets.token_hex(3)}"
         self._names = {role: f"{stem}-{role}" for role in ("client", "router", "server")}
         # An interrupt may fall between two bytecodes of `with` itself, where nobody catches it.
         atexit.register(self._remove)
-        _ip([f"netns add {name}" for name in self._names.values()])
+        ip([f"netns add {name}" for name in self._names.values()])
         self.client = self._node("client", "c0")
         self.router = self._node("router", "r0", "r1")
         self.server = self._node("server", "s0")
         for node in self.nodes:
-            _sysctl(node.netns, _QUIET)
-        _ip(
+            sysctl(node.netns, _QUIET)
+        # The kernel lets the news of a carrier wait for up to a second, in which the interface loses what it
+        # sends, unless an interface's index differs from its peer's (linkwatch_urgent_event).
+        ip(
             [
-                f"link add r0 address {mac('r0')} mtu {self.mtu} type veth"
-                f" peer name c0 address {mac('c0')} mtu {self.mtu} netns {self.client.name}",
-                f"link add r1 address {mac('r1')} mtu {self.mtu} type veth"
-                f" peer name s0 address {mac('s0')} mtu {self.mtu} netns {self.server.name}",
-                *_interface("r0", "192.0.2.1/24", "2001:db8:1::1/64", {"c0": ("192.0.2.2", "2001:db8:1::2")}),
-                *_interface(
-                    "r1", "198.51.100.1/24", "2001:db8:2::1/64", {"s0": ("198.51.100.2", "2001:db8:2::2")}
-                ),
+                f"link add {one} index {index} address {mac(one)} mtu {self.mtu} type veth"
+                f" peer name {other} address {mac(other)} mtu {self.mtu} netns {there.name}"
+                for index, one, other, there in ((12, "r0", "c0", self.client), (13, "r1", "s0", self.server))
             ],
             self.router.netns,
         )
-        _ip(
-            [
-                *_interface("c0", "192.0.2.2/24", "2001:db8:1::2/64", {"r0": ("192.0.2.1", "2001:db8:1::1")}),
-                "route add default via 192.0.2.1",
-                "route add ::/0 via 2001:db8:1::1",
-            ],
-            self.client.netns,
-        )
-        _ip(
-            [
-                *_interface(
-                    "s0", "198.51.100.2/24", "2001:db8:2::2/64", {"r1": ("198.51.100.1", "2001:db8:2::1")}
-                ),
-                "route add default via 198.51.100.1",
-                "route add ::/0 via 2001:db8:2::1",
-            ],
-            self.server.netns,
-        )
-        _sysctl(self.router.netns, _FORWARDING)
-        _run(["nft", "-f", "-"], _RULES, self.router.netns)
+        for node in self.nodes:
+            ip([f"link set {interface} up" for interface in ("lo", *node.interfaces)], node.netns)
+        for node in self.nodes:
+            for interface in node.interfaces:
+                wait_for_carrier(node.netns, interface)
+        # IPv6 only now: it would announce itself again when the carrier comes, some time later.
+        sysctl(self.router.netns, _FORWARDING)
+        for node in self.nodes:
+            settings = {f"net/ipv6/conf/{name}/disable_ipv6": "0" for name in ("default", *node.interfaces)}
+            sysctl(node.netns, settings)
+            ip([command for name in node.interfaces for command in _addresses(name)], node.netns)
+        ip(["route add default via 192.0.2.1", "route add ::/0 via 2001:db8:1::1"], self.client.netns)
+        ip(["route add default via 198.51.100.1", "route add ::/0 via 2001:db8:2::1"], self.server.netns)
+        run(["nft", "-f", "-"], _RULES, self.router.netns)
         if not self.offloads:
             self.set_offloads(False)
         self.route = Route(
@@ -288,123 +287,23 @@ def _delete(names: Iterable[str]) -> None:
     for name in names:
         if Path(NAMED_DIRECTORY, name).exists():
             try:
-                _ip([f"netns delete {name}"])
+                ip([f"netns delete {name}"])
             except PtraceError:
                 if Path(NAMED_DIRECTORY, name).exists():
                     raise
 
 
-def _uninterrupted(action: Callable[[], None]) -> None:
-    """Run ``action`` to its end; a KeyboardInterrupt (or what a signal handler raises) waits for it.
-
-    Signal handlers run in the main thread only, so the action gets a thread of its own and the main
-    thread does nothing but wait. ``Thread.start`` itself may be interrupted before or after the
-    thread exists, hence the lock: it is tried again, and the action still runs only once.
-    """
-    failure: list[BaseException] = []
-    interrupted: BaseException | None = None
-    once, finished = threading.Lock(), threading.Event()
-
-    def run() -> None:
-        if not once.acquire(blocking=False):
-            return
-        try:
-            action()
-        except BaseException as error:  # handed to the caller below
-            failure.append(error)
-        finally:
-            finished.set()
-
-    while True:
-        try:
-            if finished.is_set():
-                break
-            if not once.locked():
-                threading.Thread(target=run, name="lab").start()
-            finished.wait()
-        except BaseException as error:  # whatever a signal handler raises
-            interrupted = error
-    if failure:
-        raise failure[0]
-    if interrupted is not None:
-        raise interrupted
-
-
 def mac(interface: str) -> str:
     """Return the Ethernet address of one of the lab's veths."""
-    return {
-        "c0": "02:00:00:00:01:02",
-        "r0": "02:00:00:00:01:01",
-        "r1": "02:00:00:00:02:01",
-        "s0": "02:00:00:00:02:02",
-    }[interface]
+    return _LINKS[interface][2]
 
 
-def _interface(name: str, ipv4: str, ipv6: str, neighbours: dict[str, tuple[str, str]]) -> list[str]:
-    """Return the commands that set one interface up; ``neighbours`` by their interface."""
+def _addresses(name: str) -> list[str]:
+    """Return the commands that give one interface its addresses and its static neighbour."""
+    ipv4, ipv6, _, peer = _LINKS[name]
     return [
-        f"address add {ipv4} dev {name}",
-        f"address add {ipv6} dev {name} nodad",
-        "link set lo up",
-        f"link set {name} up",
-        *(
-            f"neighbour replace {address} lladdr {mac(peer)} dev {name} nud permanent"
-            for peer, addresses in neighbours.items()
-            for address in addresses
-        ),
+        f"address add {ipv4}/24 dev {name}",
+        f"address add {ipv6}/64 dev {name} nodad",
+        f"neighbour replace {_LINKS[peer][0]} lladdr {mac(peer)} dev {name} nud permanent",
+        f"neighbour replace {_LINKS[peer][1]} lladdr {mac(peer)} dev {name} nud permanent",
     ]
-
-
-def _sysctl(netns: Netns, values: dict[str, str]) -> None:
-    with entered(netns):
-        for name, value in values.items():
-            try:
-                with open(f"/proc/sys/{name}", "w", encoding="ascii") as file:
-                    file.write(value)
-            except FileNotFoundError:  # IPv6 is off, or an older kernel
-                continue
-            except OSError as error:
-                raise NotPermittedError(f"the lab can't write /proc/sys/{name}: {error.strerror}") from error
-
-
-def _ip(commands: list[str], netns: Netns | None = None) -> None:
-    _run(["ip", "-batch", "-"], "\n".join(commands) + "\n", netns)
-
-
-_SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-
-
-def _run(command: list[str], text: str, netns: Netns | None) -> None:
-    if netns is not None:
-        with entered(netns):
-            _run(command, text, None)
-        return
-    result = subprocess.run(
-        command,
-        input=text,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_COMMAND_TIMEOUT,
-        env={"PATH": _SEARCH_PATH, "LC_ALL": "C"},
-        start_new_session=True,  # Ctrl-C at the terminal is for us, not for half a command
-    )
-    if result.returncode:
-        reason = " ".join(result.stderr.split()) or f"exit status {result.returncode}"
-        if "Unknown device type" in reason:
-            raise NotSupportedError(f"the lab: this kernel lacks a kind of device: {reason}")
-        if "not permitted" in reason or "Permission denied" in reason:
-            raise NotPermittedError(f"the lab needs root: {command[0]}: {reason}")
-        raise PtraceError(f"the lab: {' '.join(command)}: {reason}")
-
-
-def _set_offloads(interface: str, on: bool) -> None:
-    """Switch the offloads of one interface of the calling thread's namespace (SIOCETHTOOL)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
-        for command in _OFFLOADS.values():
-            value = array.array("I", [command, int(on)])
-            request = struct.pack("16sP16x", interface.encode(), value.buffer_info()[0])
-            try:
-                fcntl.ioctl(handle, _SIOCETHTOOL, request)
-            except OSError:  # fixed for this device: nothing to switch
-                continue
