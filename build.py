@@ -548,7 +548,7 @@ def build_cffi() -> None:
             shim = f'#line 1 "packet_tracer/bpf/shim.c"\n{(folder / "shim.c").read_text()}'
             builder.set_source("packet_tracer.bpf._libbpf", shim, py_limited_api=True)
             source = BUILD / "_libbpf.c"
-            with contextlib.redirect_stdout(sys.stderr):  # it says "generating"
+            with contextlib.redirect_stdout(None):  # it says "generating"
                 builder.emit_c_code(str(source))
             partial = BUILD / MODULE.name
             run(compiler, *flags, source, "-o", partial, *libraries)

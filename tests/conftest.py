@@ -1,4 +1,4 @@
-"""What all tests share: markers by folder, skips that must not hide a broken probe, hypothesis without deadlines."""
+"""What all tests share: markers by folder, skips that hide no broken probe, hypothesis without deadlines."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A skip of a test marked `requires(NAME)` is a failure where PTRACE_REQUIRE (names joined by commas) has NAME.
+    """A skip of a test marked `requires(NAME)` is a failure where PTRACE_REQUIRE has NAME.
 
-    `root` is required of every test in tests/kernel/ by PTRACE_REQUIRE=root.
+    PTRACE_REQUIRE is names joined by commas; `root` stands for all tests in tests/kernel/.
     """
     report = yield
     wanted = {str(name) for mark in item.iter_markers("requires") for name in mark.args}
