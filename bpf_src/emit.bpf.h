@@ -207,9 +207,13 @@ static __always_inline void emit_skb(struct packet_view *view, const struct fact
 	__u32 wanted = bytes_wanted(view->length), room = wanted;
 	void *ring = ring_of_this_cpu();
 
-	if (!count || !ring)
+	if (!count)
 		return;
 	count->seen++;
+	if (!ring) {
+		count->lost_ring++;
+		return;
+	}
 	if (view->start + wanted > view->linear_end)
 		room += COPY_CHUNK;
 	if (room <= ROOM_SMALL)

@@ -120,9 +120,13 @@ static __always_inline void emit_transmitted(const struct transmit *transmit, __
 	void *ring = ring_of_this_cpu();
 	struct ptrace_event *record;
 
-	if (!count || !ring)
+	if (!count)
 		return;
 	count->seen++;
+	if (!ring) {
+		count->lost_ring++;
+		return;
+	}
 	record = bpf_ringbuf_reserve(ring, sizeof(*record), 0);
 	if (!record) {
 		count->lost_ring++;

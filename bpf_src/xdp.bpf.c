@@ -70,9 +70,13 @@ static __always_inline void emit_xdp(struct xdp_md *ctx, struct packet_view *vie
 	__u32 room = bytes_wanted(view->length);
 	void *ring = ring_of_this_cpu();
 
-	if (!count || !ring)
+	if (!count)
 		return;
 	count->seen++;
+	if (!ring) {
+		count->lost_ring++;
+		return;
+	}
 	if (room <= ROOM_SMALL)
 		emit_xdp_in(ring, ctx, view, count, ROOM_SMALL);
 	else if (room <= ROOM_MEDIUM)

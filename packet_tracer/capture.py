@@ -1,0 +1,241 @@
+"""Tracing packets from Python: :class:`Tracer` attaches probes and yields what they see.
+
+    from packet_tracer import Tracer
+    with Tracer(netns="client", interface="c0", profile="drops") as tracer:
+        for event in tracer.events(limit=100, timeout=5.0):
+            print(event.timestamp, event.probe, event.packet.source, event.drop_reason)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from types import TracebackType
+
+from packet_tracer import netns as namespaces
+from packet_tracer.bpf.ring import RingBuffer
+from packet_tracer.errors import UsageError
+from packet_tracer.events import Context, Event, EventBatch
+from packet_tracer.filter.predicates import Predicates
+from packet_tracer.netns import Netns
+from packet_tracer.probes.catalogue import Probe, probe_names, select
+from packet_tracer.probes.session import AttachPoint, Counters, KernelSetup, ProbeSession, clock_offset_ns
+
+#: Longest wait for records before a stop, a signal or a deadline is looked for, in seconds.
+_SLICE = 0.1
+
+DEFAULT_SNAPLEN = 96
+DEFAULT_RING_BYTES = 64 << 20
+
+
+def _texts(value: str | Iterable[str] | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+class Tracer:
+    """A capture: attached between ``with`` and its end, an iterable of events, in order of time.
+
+    - ``interface``: a name or several; only packets at these devices, or that came in by them. XDP and TC probes attach
+      here. ``"any"`` is no filter.
+    - ``netns``: name, path, ``pid:N`` or several of them; ``"all"`` is no filter. Without it: the caller's namespace if an
+      interface is named, else all. Netfilter probes attach in the given ones (for all: in the caller's).
+    - ``mark``: the value of ``skb->mark``, or ``(value, mask)``.
+    - ``probes``: globs over the names that ``ptrace probes`` lists; ``profile``: a named choice (default: ``"default"``).
+    - ``snaplen``: bytes kept of each packet, up to 9216. ``ring_bytes``: memory of all ring buffers together.
+    - ``count_rejected``: also count what the filters turn away (a few nanoseconds a packet).
+
+    Raises UsageError for what does not exist, NotPermittedError without the privileges (CAP_BPF, CAP_PERFMON and
+    CAP_NET_ADMIN), NotSupportedError and BpfError for what this kernel refuses. One thread reads; :meth:`stop` may be called
+    from any, and from a signal handler.
+    """
+
+    def __init__(
+        self,
+        *,
+        interface: str | Iterable[str] | None = None,
+        netns: str | Iterable[str] | None = None,
+        mark: int | tuple[int, int] | None = None,
+        probes: str | Iterable[str] = (),
+        profile: str | None = None,
+        snaplen: int = DEFAULT_SNAPLEN,
+        ring_bytes: int = DEFAULT_RING_BYTES,
+        count_rejected: bool = False,
+    ) -> None:
+        self.probes: tuple[Probe, ...] = select(_texts(probes), profile)
+        names = tuple(name for name in _texts(interface) if name != "any")
+        self._namespaces = _resolve(_texts(netns), bool(names))
+        self._points = _points(names, self._namespaces or (namespaces.current(),))
+        for probe in self.probes:
+            if probe.needs_interface and not self._points:
+                raise UsageError(f"probe {probe.name} is attached to an interface: name one with -i")
+        value, mask = mark if isinstance(mark, tuple) else (mark or 0, 0xFFFFFFFF if mark is not None else 0)
+        self._predicates = Predicates(
+            netns=tuple(sorted({found.inode for found in self._namespaces})),
+            interfaces=tuple((point.netns.inode, point.ifindex) for point in self._points),
+            mark=value,
+            mark_mask=mask,
+        )
+        self._setup = KernelSetup(
+            probes=self.probes,
+            points=self._points,
+            netns=self._namespaces or (namespaces.current(),),
+            snaplen=snaplen,
+            ring_bytes=ring_bytes,
+            count_rejected=count_rejected,
+            rodata=self._predicates.rodata(),
+        )
+        self._session: ProbeSession | None = None
+        self._ring: RingBuffer | None = None
+        self._context: Context | None = None
+        self._counters: Mapping[int, Counters] = {}
+        self._stopped = False
+        self._drained = False
+
+    # Life
+
+    def start(self) -> None:
+        """Load and attach. Called by ``with``."""
+        context = Context(probes=probe_names(), wall_clock_offset_ns=clock_offset_ns())
+        for netns in self._setup.netns:
+            context.interface_names.add(netns)
+        session = ProbeSession(self._setup).__enter__()
+        try:
+            self._ring = RingBuffer(session.rings)
+        except BaseException:
+            session.close()
+            raise
+        self._session, self._context = session, context
+
+    def stop(self) -> None:
+        """End the capture: iterators yield what the rings still hold, then finish. Detaching is left to them."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """Detach, and give back all memory. Counters stay readable. Called by ``with``."""
+        session, self._session = self._session, None
+        if session is None:
+            return
+        try:
+            session.detach()
+            self._counters = session.counters()
+        finally:
+            if self._ring is not None:
+                self._ring.close()
+            session.close()
+
+    def __enter__(self) -> Tracer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # What is seen
+
+    @property
+    def context(self) -> Context:
+        """What names the numbers in this capture's records: probes, interfaces, namespaces, drop reasons, clock."""
+        if self._context is None:
+            raise ValueError("the tracer is not started")
+        return self._context
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when a ring fills; a quiet one is looked at every 100 ms."""
+        return self._reader().fileno()
+
+    def batches(self, *, timeout: float | None = None) -> Iterator[EventBatch]:
+        """Yield events by the batch, as fast as they can be had, until the time-out (seconds) or :meth:`stop`.
+
+        Batches are never empty, and in order of time. After :meth:`stop` the probes are detached and what they left in the
+        rings is yielded, so that nothing kept is lost.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._stopped:
+            wait = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
+            if wait <= 0:
+                return
+            batch = self._reader().read(wait)
+            if batch.count:
+                yield EventBatch(batch, self.context)
+        yield from self._drain()
+
+    def _drain(self) -> Iterator[EventBatch]:
+        if self._session is not None:
+            self._session.detach()
+        while not self._drained:
+            batch = self._reader().flush()
+            if not batch.count:
+                self._drained = True
+                return
+            yield EventBatch(batch, self.context)
+
+    def events(self, limit: int | None = None, timeout: float | None = None) -> Iterator[Event]:
+        """Yield events until ``limit`` of them, ``timeout`` seconds or :meth:`stop`, whichever comes first."""
+        left = limit
+        for batch in self.batches(timeout=timeout):
+            for event in batch:
+                if left is not None:
+                    if left <= 0:
+                        return
+                    left -= 1
+                yield event
+            if left == 0:
+                return
+
+    def __iter__(self) -> Iterator[Event]:
+        return self.events()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Yield events without blocking the event loop: the ring is waited for in a thread."""
+        loop = asyncio.get_running_loop()
+        while not self._stopped:
+            batch = await loop.run_in_executor(None, self._reader().read, _SLICE)
+            for event in EventBatch(batch, self.context):
+                yield event
+        for rest in self._drain():
+            for event in rest:
+                yield event
+
+    def stats(self) -> dict[str, Counters]:
+        """Return what became of the events of each probe: seen, kept, lost. Live, and after the end."""
+        counters = self._session.counters() if self._session is not None else self._counters
+        chosen = {probe.probe_id: probe.name for probe in self.probes}
+        return {name: counters.get(probe_id, Counters()) for probe_id, name in chosen.items()}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how it attached: native or generic XDP, TCX or clsact."""
+        return tuple(self._session.modes) if self._session is not None else ()
+
+    def _reader(self) -> RingBuffer:
+        if self._ring is None:
+            raise ValueError("the tracer is not started")
+        return self._ring
+
+
+def _resolve(names: tuple[str, ...], have_interface: bool) -> tuple[Netns, ...]:
+    """Return the namespaces to look at, () for all."""
+    if not names:
+        return (namespaces.current(),) if have_interface else ()
+    found = [namespaces.resolve(name) for name in names]
+    return () if None in found else tuple(netns for netns in found if netns is not None)
+
+
+def _points(names: tuple[str, ...], where: tuple[Netns, ...]) -> tuple[AttachPoint, ...]:
+    """Return each interface in each of the namespaces that has it; UsageError if one is in none."""
+    points = []
+    for name in names:
+        there = []
+        for netns in where:
+            for ifindex, known in namespaces.interfaces(netns).items():
+                if known == name:
+                    there.append(AttachPoint(netns, ifindex, name))
+        if not there:
+            namespaces.interface_index(name, where[0])  # raises, listing what there is
+        points.extend(there)
+    return tuple(points)

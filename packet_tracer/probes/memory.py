@@ -1,0 +1,77 @@
+"""Where the kernel keeps the bytes of a page, for packets that do not lie in one piece.
+
+Programs that have no helper to read a whole packet walk its pages themselves. A page's bytes lie in the linear mapping, at
+``base + (address of its struct page / sizeof(struct page) << page shift)``; the base follows from two variables of the kernel
+(arch/x86/include/asm/page_64.h, Documentation/arch/x86/x86_64/mm.rst).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from packet_tracer.bpf.btf import Btf, Struct
+from packet_tracer.bpf.object import BpfObject
+from packet_tracer.errors import PtraceError
+
+_KALLSYMS = "/proc/kallsyms"
+_WORD = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class PageMapping:
+    """How to get from a ``struct page`` to its bytes; a ``base`` of 0 means that it could not be found out."""
+
+    base: int
+    struct_bytes: int
+    shift: int
+
+
+UNKNOWN = PageMapping(0, 64, 12)
+
+
+def symbol_addresses(names: frozenset[str]) -> dict[str, int]:
+    """Return the addresses of kernel symbols that /proc/kallsyms tells; those it hides are left out."""
+    found: dict[str, int] = {}
+    try:
+        with open(_KALLSYMS, "rb") as file:
+            for line in file:
+                fields = line.split(maxsplit=3)
+                if len(fields) == 3 and (name := fields[2].decode(errors="replace")) in names:
+                    found[name] = int(fields[0], 16)
+                    if len(found) == len(names):
+                        break
+    except OSError:
+        return {}
+    return {name: address for name, address in found.items() if address}
+
+
+def read_word(objects: Path, address: int) -> int:
+    """Return the 64-bit word at a kernel address. Raises BpfError where it can't be read."""
+    with BpfObject.open(objects / "memory.bpf.o") as opened:
+        opened.set_rodata(address=address)
+        with opened.prepare() as prepared, prepared.load() as loaded:
+            loaded.programs["read_word"].test_run()
+            value = loaded.maps[".bss"].lookup(b"\\0\\0\\0\\0")
+    return int(struct.unpack_from("=Q", value or bytes(8))[0])
+
+
+def page_mapping(objects: Path) -> PageMapping:
+    """Return this kernel's mapping, :data:`UNKNOWN` where the kernel does not show it."""
+    if platform.machine() != "x86_64":
+        return UNKNOWN
+    addresses = symbol_addresses(frozenset({"vmemmap_base", "page_offset_base"}))
+    if len(addresses) != 2:
+        return UNKNOWN
+    try:
+        vmemmap = read_word(objects, addresses["vmemmap_base"])
+        page_offset = read_word(objects, addresses["page_offset_base"])
+        page = Btf.vmlinux().struct("page")
+    except PtraceError:
+        return UNKNOWN
+    assert isinstance(page, Struct)
+    shift = os.sysconf("SC_PAGE_SIZE").bit_length() - 1
+    return PageMapping((page_offset - (vmemmap // page.size << shift)) % _WORD, page.size, shift)
