@@ -27,6 +27,7 @@ import os
 import platform
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import sysconfig
@@ -214,6 +215,8 @@ def fetch_from_debian(pin: dict[str, str], target: Path) -> None:
             "Dir::Cache": work / "cache",
             # The directory is ours alone; apt's own user could not enter it.
             "APT::Sandbox::User": "root",
+            # A mirror that lags behind is good enough: the pinned sha256 decides.
+            "Acquire::Check-Valid-Until": "false",
         }
         apt = ["apt-get", "-q", *(f"-o{key}={value}" for key, value in settings.items())]
         run(*apt, "update", quiet=True)
@@ -608,6 +611,11 @@ def works(action: Callable[[], object], *refusals: type[Exception]) -> Callable[
     return present
 
 
+def trusted_authorities() -> bool:
+    paths = ssl.get_default_verify_paths()
+    return bool(paths.cafile) or bool(paths.capath and any(Path(paths.capath).glob("*.0")))
+
+
 def load_libpcap() -> None:
     try:
         ctypes.CDLL("libpcap.so.1")
@@ -629,6 +637,8 @@ def needs(dev: bool) -> list[Need]:
         Need("libelf headers", header("gelf.h"), "libelf-dev", "elfutils-libelf-devel", "libelf"),
         Need("zlib headers", header("zlib.h"), "zlib1g-dev", "zlib-devel", "zlib"),
         Need("Python headers", header("Python.h", include), f"{python}-dev", "python3-devel", "python"),
+        # For the archive from upstream, where there is none from Debian.
+        Need("CA certificates", trusted_authorities, "ca-certificates"),
         Need("ensurepip", ensurepip, f"{python}-venv", "python3", "python"),
         Need("libpcap", works(load_libpcap, OSError), "libpcap0.8", "libpcap", "libpcap"),
         Need("ip", tool("ip"), "iproute2", "iproute"),
