@@ -623,8 +623,8 @@ def load_libpcap() -> None:
         ctypes.CDLL("libpcap.so.0.8")  # Debian's name of the same
 
 
-def needs(dev: bool) -> list[Need]:
-    """What a build and a capture need of the system, and what the tests need beyond that."""
+def needs(dev: bool, matrix: bool) -> list[Need]:
+    """What a build and a capture need of the system, and what the tests and other kernels need beyond that."""
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     include = f"-I{sysconfig.get_path('include')}"
     ensurepip = works(lambda: importlib.import_module("ensurepip"), ImportError)
@@ -650,17 +650,24 @@ def needs(dev: bool) -> list[Need]:
             Need("tcpdump", tool("tcpdump"), "tcpdump"),
             Need("ping", tool("ping"), "iputils-ping", "iputils", "iputils"),
             Need("ethtool", tool("ethtool"), "ethtool"),
-            Need("bpftool", tool("bpftool"), "bpftool", "bpftool", "bpf"),
+        ]
+    if matrix:  # what is special about Debian's kernels there, tests.matrix says itself
+        found += [
+            Need("QEMU", tool("qemu-system-x86_64"), "qemu-system-x86", "qemu-system-x86-core"),
+            Need("busybox", tool("busybox"), "busybox-static", "busybox", "busybox"),
+            Need("modprobe", tool("modprobe"), "kmod"),
+            Need("xz", tool("xz"), "xz-utils", "xz", "xz"),
+            Need("setpriv", tool("setpriv", "unshare"), "util-linux"),
         ]
     return found
 
 
-def install_system_packages(dev: bool) -> None:
+def install_system_packages(dev: bool, matrix: bool) -> None:
     """Install what is missing (as root, with apt), or raise BuildError with one line to copy."""
 
     def missing() -> list[Need]:
         clang.cache_clear()
-        return [need for need in needs(dev) if not need.present()]
+        return [need for need in needs(dev, matrix) if not need.present()]
 
     lacking = missing()
     if lacking and shutil.which("apt-get") and os.geteuid() == 0:
@@ -689,11 +696,11 @@ def venv_version(python: Path) -> str:
     return done.stdout
 
 
-def set_up(dev: bool) -> None:
+def set_up(dev: bool, matrix: bool = False) -> None:
     """System packages, .venv, every stage, and the package itself in development mode. Raises BuildError."""
     if sys.platform != "linux":
         raise BuildError("the tracer runs on Linux only; --arch builds its BPF objects here")
-    install_system_packages(dev)
+    install_system_packages(dev, matrix)
     project = ROOT / "pyproject.toml"
     python = VENV / "bin" / "python"
     options = "-qq --disable-pip-version-check --root-user-action=ignore".split()
@@ -773,7 +780,8 @@ def main(arguments: list[str] | None = None) -> None:
         if options.stage:
             build_stages(options.stage)
             return
-        set_up(dev=options.dev or options.command in ("test", "matrix"))
+        dev = options.dev or options.command in ("test", "matrix")
+        set_up(dev, matrix=options.command == "matrix")
     except BuildError as error:
         sys.exit(f"build: {error}")
     except PermissionError as error:
