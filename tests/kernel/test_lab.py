@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from packet_tracer import lab
+print("ready", flush=True)
 with lab.Lab() as network:
     print(*(node.name for node in network.nodes), flush=True)
     time.sleep(30)
@@ -51,7 +52,10 @@ def test_it_is_quick_and_leaves_nothing() -> None:
         assert interfaces() == own
     assert set(namespaces_of(os.getpid())) == before
     assert interfaces() == own
-    assert took < 1.0
+    started = time.monotonic()
+    commands.ip([])
+    one_command = time.monotonic() - started  # long on an emulated machine
+    assert took < max(1.0, 100 * one_command)
 
 
 def test_two_at_once_do_not_meet(network: lab.Lab) -> None:
@@ -163,7 +167,7 @@ def test_a_failure_while_building_leaves_nothing(monkeypatch: pytest.MonkeyPatch
     assert namespaces_of(os.getpid()) == before
 
 
-@pytest.mark.parametrize("delay", [None, 0.03, 0.05, 0.07, 0.09])
+@pytest.mark.parametrize("delay", [None, 0.0, 0.01, 0.02, 0.03])
 def test_interrupted(delay: float | None) -> None:
     """SIGINT at the lab's side and the child processes', as Ctrl-C sends it; also while it is being built."""
     with subprocess.Popen(
@@ -176,6 +180,7 @@ def test_interrupted(delay: float | None) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
         if delay is None:
             assert len(process.stdout.readline().split()) == 3
             assert len(namespaces_of(process.pid)) == 3
@@ -193,6 +198,7 @@ def test_leftovers_of_a_killed_process_are_reaped() -> None:
         [sys.executable, "-c", HOLD], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
         names = process.stdout.readline().split()
         process.kill()
         process.wait()
