@@ -328,20 +328,16 @@ def llvm_strip() -> str:
     raise BuildError("llvm-strip is needed; it comes with the llvm package")
 
 
+def bpf_flags(architecture: str) -> list[str]:
+    """clang's flags. Paths are relative, so an object says nothing of the machine it was made on."""
+    flags = "-target bpf -mcpu=v3 -g -O2 -Wall -Werror -fdebug-compilation-dir=."
+    includes = "-I bpf_src -I build/libbpf/include"
+    return [*flags.split(), f"-D__TARGET_ARCH_{ARCHITECTURES[architecture]}", *includes.split()]
+
+
 def compile_bpf(source: Path, target: Path, architecture: str) -> None:
     """Compile one BPF program and strip it of DWARF; its BTF, which the kernel wants, stays."""
-    flags = [
-        "-target",
-        "bpf",
-        "-mcpu=v3",
-        "-g",
-        "-O2",
-        "-Wall",
-        "-Werror",
-        f"-D__TARGET_ARCH_{ARCHITECTURES[architecture]}",
-    ]
-    # Relative paths only: an object says nothing of the machine it was made on, and two make the same one.
-    flags += ["-fdebug-compilation-dir=.", "-I", "bpf_src", "-I", "build/libbpf/include"]
+    flags = bpf_flags(architecture)
     headers = [VENDOR / "pin.json", *(ROOT / "bpf_src").glob("*.h"), *source.parent.glob("*.h")]
     with step(str(target.relative_to(ROOT)), [target], {source, *headers}, flags, clang()) as stale:
         if stale:
@@ -624,7 +620,7 @@ def load_libpcap() -> None:
 
 
 def needs(dev: bool, matrix: bool) -> list[Need]:
-    """What a build and a capture need of the system, and what the tests and other kernels need beyond that."""
+    """What a build and a capture need of the system; beyond that, what the tests and other kernels need."""
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     include = f"-I{sysconfig.get_path('include')}"
     ensurepip = works(lambda: importlib.import_module("ensurepip"), ImportError)

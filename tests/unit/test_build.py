@@ -121,6 +121,17 @@ def test_objects_do_not_name_the_machine(objects: Path) -> None:
         assert str(ROOT).encode() not in path.read_bytes()
 
 
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_sources_read_no_header_of_the_host(name: str) -> None:
+    """So they build on any host: another architecture, another kernel's headers, macOS."""
+    command = [build.clang(), *build.bpf_flags("aarch64"), "-M", f"bpf_src/{name}.bpf.c"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    read = {Path(word) for word in done.stdout.partition(":")[2].replace("\\\n", " ").split()}
+    assert Path("bpf_src/vmlinux.h") in read
+    own = ("bpf_src", "build/libbpf/include")
+    assert [path for path in read if not any(path.is_relative_to(folder) for folder in own)] == []
+
+
 # --- layout ---------------------------------------------------------------------------------------
 
 RECORDS = {"ptrace_event": "EVENT", "ptrace_counters": "COUNTERS"}
