@@ -646,6 +646,7 @@ def needs(dev: bool, matrix: bool) -> list[Need]:
             Need("tcpdump", tool("tcpdump"), "tcpdump"),
             Need("ping", tool("ping"), "iputils-ping", "iputils", "iputils"),
             Need("ethtool", tool("ethtool"), "ethtool"),
+            Need("cpio", tool("cpio"), "cpio"),
         ]
     if matrix:  # what is special about Debian's kernels there, tests.matrix says itself
         found += [
