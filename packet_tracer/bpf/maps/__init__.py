@@ -1,5 +1,5 @@
-"""BPF maps: the generic :class:`Map` over bytes; typed classes, one a map type, stand beside it."""
+"""BPF maps: a class for every type, with typed keys and values."""
 
-from packet_tracer.bpf.maps.generic import Map
+from packet_tracer.bpf.maps.generic import Map, RawMap
 
-__all__ = ["Map"]
+__all__ = ["Map", "RawMap"]

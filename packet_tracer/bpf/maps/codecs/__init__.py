@@ -19,7 +19,7 @@ from packet_tracer.bpf.maps.codecs.base import Buffer, Codec
 from packet_tracer.bpf.maps.codecs.choose import CodecSpec, codec_of
 from packet_tracer.bpf.maps.codecs.records import Record, RecordField, dataclass_codec
 from packet_tracer.bpf.maps.codecs.scalars import (
-    Array,
+    ArrayOf,
     Bytes,
     Float,
     Int,
@@ -39,7 +39,7 @@ from packet_tracer.bpf.maps.codecs.scalars import (
 from packet_tracer.bpf.maps.codecs.structs import CStructure, StructFormat
 
 __all__ = [
-    "Array",
+    "ArrayOf",
     "Buffer",
     "Bytes",
     "CStructure",

@@ -158,7 +158,7 @@ class Text(Codec[bytes]):
         return f"text of at most {self.size} bytes"
 
 
-class Array(Codec[tuple[T, ...]]):
+class ArrayOf(Codec[tuple[T, ...]]):
     """A C array: ``count`` values of one codec, as a tuple (so that it can be part of a key)."""
 
     def __init__(self, element: Codec[T], count: int) -> None:
