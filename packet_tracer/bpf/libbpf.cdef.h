@@ -659,6 +659,8 @@ struct ptrace_btf_entry {
 int ptrace_btf_index(const struct btf *btf, __u32 first, __u32 kind, const char *argument,
 		     struct ptrace_btf_entry *entries, char *names, size_t *names_size);
 
+int ptrace_perf_event_open(__u32 type, __u64 config, const char *function, __u64 address);
+
 struct ptrace_perf {
 	char *data;
 	size_t used;
@@ -682,6 +684,7 @@ struct ptrace_rings {
 	__u32 bad_size;
 	__u32 bad_ring;
 	__u32 full;
+	__u64 used;
 	...;
 };
 struct ptrace_rings *ptrace_rings_new(const int *map_fds, const __u32 *sizes, __u32 count, __u32 timestamp_offset,

@@ -12,8 +12,11 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
+
+#include <linux/perf_event.h>
 
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
@@ -166,6 +169,24 @@ static int ptrace_btf_index(const struct btf *btf, __u32 first, __u32 kind, cons
 	return found;
 }
 
+/* --- a perf event to hang a program on: a kprobe by name or address, or a tracepoint by number ------------- */
+
+static int ptrace_perf_event_open(__u32 type, __u64 config, const char *function, __u64 address)
+{
+	struct perf_event_attr attributes = {
+		.type = type,
+		.size = sizeof(attributes),
+		.config = config,
+		.sample_period = 1,
+		.wakeup_events = 1,
+		.kprobe_func = (__u64)(uintptr_t)function,
+		.kprobe_addr = address,
+	};
+	int fd = (int)syscall(SYS_perf_event_open, &attributes, -1, 0, -1, PERF_FLAG_FD_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
 /* --- perf buffers: samples of one poll, each as { u32 cpu, u32 size, bytes padded to 8 } ---------------- */
 
 struct ptrace_perf {
@@ -277,7 +298,8 @@ struct ptrace_rings {
 	__u64 bad_records;    /* skipped for their size: longer than max_record, or too short for a timestamp */
 	__u32 bad_size;	      /* of the last of them */
 	__u32 bad_ring;
-	__u32 full; /* the last read stopped for want of room */
+	__u32 full;	      /* the last read stopped for want of room */
+	__u64 used;	      /* bytes of data that the last read filled */
 	__u32 count;
 	__u32 timestamp_offset;
 	__u32 max_record;
@@ -564,5 +586,6 @@ static int ptrace_rings_read(struct ptrace_rings *rings, __u64 before_ns, __u8 *
 		ring_publish(&rings->rings[i]);
 	rings->last_timestamp = newest;
 	rings->records += taken;
+	rings->used = used;
 	return (int)taken;
 }

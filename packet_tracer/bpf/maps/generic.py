@@ -137,8 +137,11 @@ class Map(Descriptor):
 
     @property
     def raw(self) -> RawMap:
-        """The same map over bytes, for what the typed class does not offer. It has its own descriptor."""
-        return RawMap.from_fd(self.fd)
+        """The same map over bytes, for what the typed class does not offer; it lives as long as this object."""
+        view = _RawView.__new__(_RawView)
+        view.__dict__.update(self.__dict__)
+        view._owner = self
+        return view
 
     def info(self) -> MapInfo:
         """Return what the kernel says of the map now: sizes, flags, whether frozen, memory in bytes."""
@@ -286,6 +289,19 @@ class RawMap(Map):
             value = self.lookup(key)
             if value is not None:
                 yield key, value
+
+
+class _RawView(RawMap):
+    """A map over bytes that borrows its descriptor."""
+
+    _owner: Map
+
+    @property
+    def fd(self) -> int:
+        return self._owner.fd
+
+    def close(self) -> None:
+        """Do nothing: the descriptor is the owner's."""
 
 
 def create_fd(

@@ -1,0 +1,255 @@
+"""Ring buffers read by the batch: several of them, one a CPU, merged by time.
+
+The copying is C (``shim.c``), with the interpreter lock released; no Python runs for a record. See
+Documentation/bpf/ringbuf.rst for what the kernel does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from packet_tracer.bpf._libbpf import ffi, lib
+from packet_tracer.bpf.enums import MapType
+from packet_tracer.bpf.errors import MapError
+from packet_tracer.bpf.library import CData
+from packet_tracer.bpf.maps import Map
+from packet_tracer.errors import RecordError
+
+#: How often to look at rings whose producers do not announce records, in milliseconds; Ctrl-C waits no
+#: longer.
+_LOOK_MS = 100
+_NO_LIMIT = (1 << 64) - 1
+#: A batch has room for so many records as if each were this small.
+_SMALLEST_RECORD = 32
+_BLOCKS_KEPT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RingStatistics:
+    """What a reader did so far. ``out_of_order`` records came after newer ones, too late for the window."""
+
+    records: int
+    bytes: int
+    discarded: int
+    out_of_order: int
+    wakeups: int
+
+
+class RecordBatch:
+    """Records in the order of their time, as bytes in one piece.
+
+    ``data`` holds them one after the other, each 8-byte aligned; ``offsets`` and ``sizes`` (unsigned 32-bit)
+    say where each starts and how long it is. A batch stays valid for as long as anything refers to it.
+    """
+
+    __slots__ = ("count", "data", "offsets", "sizes")
+
+    def __init__(self, data: memoryview, offsets: memoryview, sizes: memoryview) -> None:
+        self.data = data
+        self.offsets = offsets
+        self.sizes = sizes
+        self.count = len(offsets)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Yield each record, without copying it."""
+        data = self.data
+        for offset, size in zip(self.offsets, self.sizes, strict=True):
+            yield data[offset : offset + size]
+
+
+class _Buffers:
+    """Memory for batches, used again once no batch refers to it: fresh memory costs more than the copying."""
+
+    def __init__(self, batch_bytes: int, max_record: int) -> None:
+        # At least one record must fit, or a read would never end.
+        self.data_size = max(batch_bytes, (max_record + 7) // 8 * 8)
+        self.capacity = self.data_size // _SMALLEST_RECORD + 1
+        self._blocks = [self._new()]
+        # References to a block that no memoryview or array is left on: how many depends on the interpreter.
+        self._unused = self._references()[0]
+
+    def _new(self) -> bytearray:
+        return bytearray(self.data_size + 8 * self.capacity)
+
+    def _references(self) -> list[int]:
+        return [sys.getrefcount(block) for block in self._blocks]
+
+    def free(self) -> bytearray:
+        """Return a block nobody refers to; a new one where there is none."""
+        for index, references in enumerate(self._references()):
+            if references == self._unused:
+                return self._blocks[index]
+        block = self._new()
+        if len(self._blocks) < _BLOCKS_KEPT:
+            self._blocks.append(block)
+        return block
+
+
+class RingBuffer:
+    """One reader over RINGBUF maps, whose records it merges by the u64 at ``timestamp_offset`` of each.
+
+    The time is CLOCK_MONOTONIC in nanoseconds (``bpf_ktime_get_ns``). Records younger than ``window_ns``
+    stay in their rings, so that one that another CPU is still writing can come before them; a window of 0
+    takes all at once. ``batch_bytes`` bounds a batch; a record longer than ``max_record`` is skipped and
+    raises RecordError.
+
+    A context manager. One thread may read at a time; the maps may be closed as soon as it is made.
+    """
+
+    def __init__(
+        self,
+        maps: Sequence[Map],
+        *,
+        timestamp_offset: int = 8,
+        window_ns: int = 2_000_000,
+        batch_bytes: int = 8 << 20,
+        max_record: int = 65536,
+    ) -> None:
+        """Map the rings' memory. Raises MapError where a map is not a ring buffer or can't be mapped."""
+        for each in maps:
+            if each.type != MapType.RINGBUF:
+                raise each.error("reading", errno.EINVAL, "it is not a ring buffer")
+        if not maps:
+            raise ValueError("at least one ring buffer")
+        fds = ffi.new("int[]", [each.fd for each in maps])
+        sizes = ffi.new("__u32[]", [each.max_entries for each in maps])
+        self._names = [each.name for each in maps]
+        self._rings: CData = lib.ptrace_rings_new(fds, sizes, len(maps), timestamp_offset, max_record)
+        if not self._rings:
+            number = ffi.errno
+            raise MapError("mapping", ", ".join(sorted(set(self._names))), "ringbuf", errno=number)
+        self._buffers = _Buffers(batch_bytes, max_record)
+        self._window_ns = window_ns
+        self._announces = False
+        self._bad_seen = 0
+        self._wakeups = 0
+
+    def __enter__(self) -> RingBuffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the rings. Batches already read stay valid."""
+        rings, self._rings = self._rings, None
+        if rings is not None:
+            lib.ptrace_rings_free(rings)
+
+    def _open(self) -> CData:
+        if self._rings is None:
+            raise ValueError("RingBuffer is closed")
+        return self._rings
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when there may be records, for select or asyncio.
+
+        Then call ``read(0)`` until it is empty. From the first call on a timer wakes it ten times a second,
+        for records whose producers did not announce them.
+        """
+        rings = self._open()
+        if not self._announces:
+            self._announce(_LOOK_MS * 1_000_000)
+            self._announces = True
+        return lib.ptrace_rings_fileno(rings)
+
+    def _announce(self, delay_ns: int) -> None:
+        result = lib.ptrace_rings_announce(self._open(), delay_ns)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+
+    def read(self, timeout: float | None = None) -> RecordBatch:
+        """Return the records there are, waiting for some ``timeout`` seconds at most (None: for ever).
+
+        Empty on time-out, which is kept to 10 ms. Signal handlers run while it waits, so Ctrl-C raises
+        KeyboardInterrupt. Raises RecordError once for records skipped since, after what came before them.
+        """
+        rings = self._open()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if self._announces:
+                lib.ptrace_rings_wait(
+                    rings, 0
+                )  # edge-triggered: take note, so that the descriptor can fall quiet
+            batch = self._collect(self._before())
+            if batch.count:
+                return batch
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                if self._announces and rings.held_timestamp:
+                    self._announce(max(self._until(rings.held_timestamp), 100_000))
+                return batch
+            self._wait(rings, remaining)
+
+    def flush(self) -> RecordBatch:
+        """Return records however young: for after detaching. Call it until it returns an empty batch."""
+        return self._collect(_NO_LIMIT)
+
+    def _before(self) -> int:
+        return time.monotonic_ns() - self._window_ns if self._window_ns else _NO_LIMIT
+
+    def _until(self, timestamp: int) -> int:
+        return timestamp + self._window_ns - time.monotonic_ns()
+
+    def _wait(self, rings: CData, remaining: float | None) -> None:
+        wait_ms = _LOOK_MS
+        if remaining is not None:
+            wait_ms = min(wait_ms, int(remaining * 1000) + 1)
+        if rings.held_timestamp:
+            # Only time can release what is held back; a wake-up for something younger would be for nothing.
+            held_ns = self._until(rings.held_timestamp)
+            if held_ns > 0:
+                time.sleep(min(held_ns / 1e9, wait_ms / 1000))
+            return
+        result = lib.ptrace_rings_wait(rings, wait_ms)
+        self._wakeups += 1
+        if result < 0 and -result != errno.EINTR:
+            raise OSError(-result, os.strerror(-result))
+
+    def _collect(self, before_ns: int) -> RecordBatch:
+        rings = self._open()
+        if rings.bad_records != self._bad_seen:
+            number, self._bad_seen = rings.bad_records - self._bad_seen, rings.bad_records
+            name = self._names[rings.bad_ring]
+            raise RecordError(
+                f"{number} record{'s' if number > 1 else ''} of ring {name} skipped: {rings.bad_size} bytes,"
+                " longer than the reader takes or too short for a timestamp"
+            )
+        if not lib.ptrace_rings_pending(rings):
+            rings.held_timestamp = 0
+            return _EMPTY
+        buffers = self._buffers
+        block = buffers.free()
+        # from_buffer's hold on the block ends with the call, a batch's when the last view of it is gone.
+        with ffi.from_buffer("__u8[]", block, require_writable=True) as memory:
+            offsets = ffi.cast("__u32 *", memory + buffers.data_size)
+            sizes = offsets + buffers.capacity
+            count = lib.ptrace_rings_read(
+                rings, before_ns, memory, buffers.data_size, offsets, sizes, buffers.capacity
+            )
+        if not count:
+            if rings.bad_records != self._bad_seen:
+                return self._collect(before_ns)
+            return _EMPTY
+        view = memoryview(block)
+        indexes = view[buffers.data_size :].cast("I")
+        return RecordBatch(
+            view[: rings.used], indexes[:count], indexes[buffers.capacity : buffers.capacity + count]
+        )
+
+    @property
+    def statistics(self) -> RingStatistics:
+        """Return the counts so far."""
+        rings = self._open()
+        return RingStatistics(rings.records, rings.bytes, rings.discarded, rings.out_of_order, self._wakeups)
+
+
+_EMPTY = RecordBatch(memoryview(b""), memoryview(b"").cast("I"), memoryview(b"").cast("I"))
