@@ -55,7 +55,7 @@ def read_word(objects: Path, address: int) -> int:
         opened.set_rodata(address=address)
         with opened.prepare() as prepared, prepared.load() as loaded:
             loaded.programs["read_word"].test_run()
-            value = loaded.maps[".bss"].lookup(b"\\0\\0\\0\\0")
+            value = loaded.maps[".bss"].raw.lookup(bytes(4))
     return int(struct.unpack_from("=Q", value or bytes(8))[0])
 
 

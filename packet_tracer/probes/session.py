@@ -21,7 +21,7 @@ from packet_tracer.bpf.enums import MapType
 from packet_tracer.bpf.errors import ProgramLoadError
 from packet_tracer.bpf.library import possible_cpus
 from packet_tracer.bpf.link import Link
-from packet_tracer.bpf.maps import Map
+from packet_tracer.bpf.maps import Map, RawMap
 from packet_tracer.bpf.object import BpfObject, OpenedObject, PreparedObject
 from packet_tracer.bpf.program import PreparedProgram, Program
 from packet_tracer.errors import NotSupportedError, UsageError
@@ -238,13 +238,13 @@ class ProbeSession:
         if self.rings:
             return
         for _ in _online_cpus():
-            ring = Map.create(MapType.RINGBUF, 0, 0, self._ring_size, name="ring")
+            ring = RawMap.create(MapType.RINGBUF, 0, 0, self._ring_size, name="ring")
             self.rings.append(undo.enter_context(ring))
         by_cpu = dict(zip(_online_cpus(), self.rings, strict=True))
         for cpu in range(possible_cpus()):
             # A CPU that comes online during the capture shares another's ring.
             ring = by_cpu.get(cpu, self.rings[cpu % len(self.rings)])
-            self.maps["rings"].update(struct.pack("=I", cpu), struct.pack("=I", ring.fd))
+            self.maps["rings"].raw.update(struct.pack("=I", cpu), struct.pack("=I", ring.fd))
 
     # Attaching
 
@@ -287,7 +287,7 @@ class ProbeSession:
         return found
 
     def _read_counters(self, probe_id: int) -> Counters:
-        values = self.maps["counters"].lookup(struct.pack("=I", probe_id))
+        values = self.maps["counters"].raw.lookup(struct.pack("=I", probe_id))
         totals = [0] * len(COUNTERS_FIELDS)
         for row in struct.iter_unpack(COUNTERS_FORMAT, values or b""):
             totals = [total + value for total, value in zip(totals, row, strict=True)]

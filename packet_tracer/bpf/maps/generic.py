@@ -137,7 +137,7 @@ class Map(Descriptor):
 
     @property
     def raw(self) -> RawMap:
-        """The same map over bytes, for what the typed class does not offer; it lives as long as this object."""
+        """The same map over bytes, for what the class does not offer; it lives as long as this object."""
         view = _RawView.__new__(_RawView)
         view.__dict__.update(self.__dict__)
         view._owner = self
