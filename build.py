@@ -619,54 +619,66 @@ def load_libpcap() -> None:
         ctypes.CDLL("libpcap.so.0.8")  # Debian's name of the same
 
 
-def needs(dev: bool, matrix: bool) -> list[Need]:
-    """What a build and a capture need of the system; beyond that, what the tests and other kernels need."""
+def needs(*groups: str) -> list[Need]:
+    """What the system must have for the "build", for set-up and capture ("run"), for "dev" and "matrix"."""
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     include = f"-I{sysconfig.get_path('include')}"
     ensurepip = works(lambda: importlib.import_module("ensurepip"), ImportError)
-    found = [
-        Need("clang", works(clang, BuildError), "clang"),
-        Need("llvm-strip", works(llvm_strip, BuildError), "llvm"),
-        Need("a C compiler", tool(os.environ.get("CC", "cc")), "gcc"),
-        Need("make", tool("make"), "make"),
-        Need("C headers", header("stdlib.h"), "libc6-dev", "glibc-devel", "glibc"),
-        Need("libelf headers", header("gelf.h"), "libelf-dev", "elfutils-libelf-devel", "libelf"),
-        Need("zlib headers", header("zlib.h"), "zlib1g-dev", "zlib-devel", "zlib"),
-        Need("Python headers", header("Python.h", include), f"{python}-dev", "python3-devel", "python"),
-        # For the archive from upstream, where there is none from Debian.
-        Need("CA certificates", trusted_authorities, "ca-certificates"),
-        Need("ensurepip", ensurepip, f"{python}-venv", "python3", "python"),
-        Need("libpcap", works(load_libpcap, OSError), "libpcap0.8", "libpcap", "libpcap"),
-        Need("ip", tool("ip"), "iproute2", "iproute"),
-        Need("nft", tool("nft"), "nftables"),
-    ]
-    if dev:
-        found += [
+    table = {
+        "build": [
+            Need("clang", works(clang, BuildError), "clang"),
+            Need("llvm-strip", works(llvm_strip, BuildError), "llvm"),
+            Need("a C compiler", tool(os.environ.get("CC", "cc")), "gcc"),
+            Need("make", tool("make"), "make"),
+            Need("C headers", header("stdlib.h"), "libc6-dev", "glibc-devel", "glibc"),
+            Need("libelf headers", header("gelf.h"), "libelf-dev", "elfutils-libelf-devel", "libelf"),
+            Need("zlib headers", header("zlib.h"), "zlib1g-dev", "zlib-devel", "zlib"),
+            Need("Python headers", header("Python.h", include), f"{python}-dev", "python3-devel", "python"),
+        ],
+        "run": [
+            # For the archive from upstream, where there is none from Debian.
+            Need("CA certificates", trusted_authorities, "ca-certificates"),
+            Need("ensurepip", ensurepip, f"{python}-venv", "python3", "python"),
+            Need("libpcap", works(load_libpcap, OSError), "libpcap0.8", "libpcap", "libpcap"),
+            Need("ip", tool("ip"), "iproute2", "iproute"),
+            Need("nft", tool("nft"), "nftables"),
+        ],
+        "dev": [
             Need("clang-format", tool("clang-format"), "clang-format", "clang-tools-extra", "clang"),
             Need("tcpdump", tool("tcpdump"), "tcpdump"),
             Need("ping", tool("ping"), "iputils-ping", "iputils", "iputils"),
             Need("ethtool", tool("ethtool"), "ethtool"),
             Need("cpio", tool("cpio"), "cpio"),
-        ]
-    if matrix:  # what is special about Debian's kernels there, tests.matrix says itself
-        found += [
+        ],
+        "matrix": [  # what is special about Debian's kernels, tests.matrix says itself
             Need("QEMU", tool("qemu-system-x86_64"), "qemu-system-x86", "qemu-system-x86-core"),
             Need("busybox", tool("busybox"), "busybox-static", "busybox", "busybox"),
             Need("modprobe", tool("modprobe"), "kmod"),
-            Need("xz", tool("xz"), "xz-utils", "xz", "xz"),
             Need("setpriv", tool("setpriv", "unshare"), "util-linux"),
-        ]
-    return found
+        ],
+    }
+    return [need for group in groups for need in table[group]]
 
 
-def install_system_packages(dev: bool, matrix: bool) -> None:
-    """Install what is missing (as root, with apt), or raise BuildError with one line to copy."""
+def missing(*groups: str) -> list[Need]:
+    """Those of needs() that the system does not meet."""
+    clang.cache_clear()
+    return [need for need in needs(*groups) if not need.present()]
 
-    def missing() -> list[Need]:
-        clang.cache_clear()
-        return [need for need in needs(dev, matrix) if not need.present()]
 
-    lacking = missing()
+def refuse(lacking: list[Need]) -> None:
+    """Raise BuildError, if anything is lacking, with the one line to copy that installs it."""
+    if lacking:
+        commands = {"apt": "apt install", "dnf": "dnf install", "pacman": "pacman -S"}
+        manager = next((name for name in commands if shutil.which(name)), "apt")
+        packages = sorted({getattr(need, manager) or need.apt for need in lacking})
+        names = ", ".join(need.what for need in lacking)
+        raise BuildError(f"missing: {names}. Run: sudo {commands[manager]} {' '.join(packages)}")
+
+
+def install_system_packages(*groups: str) -> None:
+    """Install what is missing, as root and with apt; elsewhere raise BuildError with one line to copy."""
+    lacking = missing(*groups)
     if lacking and shutil.which("apt-get") and os.geteuid() == 0:
         packages = sorted({need.apt for need in lacking})
         say(f"installing {' '.join(packages)}")
@@ -674,13 +686,8 @@ def install_system_packages(dev: bool, matrix: bool) -> None:
         run("apt-get", "-q", "update", env=quiet, quiet=True)
         run("apt-get", "-q", "install", "-y", "--no-install-recommends", *packages, env=quiet, quiet=True)
         importlib.invalidate_caches()
-        lacking = missing()
-    if lacking:
-        commands = {"apt": "apt install", "dnf": "dnf install", "pacman": "pacman -S"}
-        manager = next((name for name in commands if shutil.which(name)), "apt")
-        packages = sorted({getattr(need, manager) or need.apt for need in lacking})
-        names = ", ".join(need.what for need in lacking)
-        raise BuildError(f"missing: {names}. Run: sudo {commands[manager]} {' '.join(packages)}")
+        lacking = missing(*groups)
+    refuse(lacking)
 
 
 def venv_version(python: Path) -> str:
@@ -693,11 +700,11 @@ def venv_version(python: Path) -> str:
     return done.stdout
 
 
-def set_up(dev: bool, matrix: bool = False) -> None:
+def set_up(dev: bool = False, matrix: bool = False) -> None:
     """System packages, .venv, every stage, and the package itself in development mode. Raises BuildError."""
     if sys.platform != "linux":
         raise BuildError("the tracer runs on Linux only; --arch builds its BPF objects here")
-    install_system_packages(dev, matrix)
+    install_system_packages("build", "run", *(["dev"] if dev else []), *(["matrix"] if matrix else []))
     project = ROOT / "pyproject.toml"
     python = VENV / "bin" / "python"
     options = "-qq --disable-pip-version-check --root-user-action=ignore".split()
@@ -734,6 +741,7 @@ class BuildHook(_BuildHook):
         if self.target_name != "wheel":
             return
         architecture = host_architecture()
+        refuse(missing("build"))
         build_stages()
         build_data["pure_python"] = False
         build_data["tag"] = f"cp310-abi3-linux_{architecture}"
@@ -781,6 +789,8 @@ def main(arguments: list[str] | None = None) -> None:
         set_up(dev, matrix=options.command == "matrix")
     except BuildError as error:
         sys.exit(f"build: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"build: {sys.executable} has no {error.name}: use .venv/bin/python, which build.py makes")
     except PermissionError as error:
         sys.exit(f"build: {error.filename}: {error.strerror}; was it made by another user (sudo)?")
     if options.command == "run":

@@ -350,17 +350,17 @@ def test_missing_packages_are_one_line_to_copy(
         build.Need("nft", lambda: False, "nftables"),
         build.Need("make", lambda: True, "make"),
     ]
-    monkeypatch.setattr(build, "needs", lambda dev, matrix: needs)
+    monkeypatch.setattr(build, "needs", lambda *groups: needs)
     monkeypatch.setattr(build.os, "geteuid", lambda: 1000)
     monkeypatch.setattr(build.shutil, "which", lambda name: name if name.startswith(manager) else None)
     with pytest.raises(build.BuildError) as refusal:
-        build.install_system_packages(dev=False, matrix=False)
+        build.install_system_packages("build")
     assert str(refusal.value) == f"missing: libelf headers, nft. Run: {command}"
 
 
 def test_every_need_is_met_here() -> None:
     """The checks themselves work: this machine has built everything, so none of them may say no."""
-    assert [need.what for need in build.needs(dev=True, matrix=False) if not need.present()] == []
+    assert [need.what for need in build.needs("build", "run", "dev") if not need.present()] == []
 
 
 def test_checks_can_say_no() -> None:
