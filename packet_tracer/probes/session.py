@@ -243,8 +243,8 @@ class ProbeSession:
         by_cpu = dict(zip(_online_cpus(), self.rings, strict=True))
         for cpu in range(possible_cpus()):
             # A CPU that comes online during the capture shares another's ring.
-            ring = by_cpu.get(cpu, self.rings[cpu % len(self.rings)])
-            self.maps["rings"].raw.update(struct.pack("=I", cpu), struct.pack("=I", ring.fd))
+            chosen = by_cpu.get(cpu, self.rings[cpu % len(self.rings)])
+            self.maps["rings"].raw.update(struct.pack("=I", cpu), struct.pack("=I", chosen.fd))
 
     # Attaching
 
