@@ -723,7 +723,9 @@ def set_up(dev: bool = False, matrix: bool = False) -> None:
         stages = [str(python), __file__, "--stage", *STAGES, *(["tests"] if dev else [])]
         if subprocess.run(stages, env={**os.environ, **LOCKED}).returncode:
             sys.exit(1)  # it has said why
-        extra, tools = ("[dev]", ["ptrace", "pytest"]) if dev else ("", ["ptrace"])
+        # Whoever has the development tools keeps them up to date.
+        dev_tools = dev or (VENV / "bin" / "pytest").exists()
+        extra, tools = ("[dev]", ["ptrace", "pytest"]) if dev_tools else ("", ["ptrace"])
         outputs = [VENV / "bin" / name for name in tools]
         with step(f"python packages{extra}", outputs, [project], version) as stale:
             if stale:
