@@ -168,7 +168,7 @@ def _sources(suite: str) -> str:
     mirrors: dict[bool, str] = {}
     for line in targets.stdout.splitlines():
         # The origin is unknown (and the field empty) before the machine's first `apt-get update`.
-        uri, release, origin = (line.split(" ") + ["", ""])[:3]
+        uri, release, origin = [*line.split(" "), "", ""][:3]
         if origin in ("Debian", ""):
             mirrors.setdefault(release.endswith("-security"), uri)
     if False not in mirrors:

@@ -74,7 +74,8 @@ def test_last_words_begin_at_the_failure(tmp_path: Path) -> None:
     console = tmp_path / "console"
     console.write_text("fine\n" * 50 + "Kernel panic - not syncing\n" + "trace\n" * 50)
     words = run._last_words(console)
-    assert words[0].startswith("Kernel panic") and len(words) == run._CONSOLE_LINES
+    assert words[0].startswith("Kernel panic")
+    assert len(words) == run._CONSOLE_LINES
     console.write_text("fine\n" * 50)
     assert len(run._last_words(console)) == run._CONSOLE_LINES
 
