@@ -94,3 +94,20 @@ def check(record: Buffer, offset: int, room: int, index: int = 0) -> int:
     if size > room:
         raise RecordError(f"record {index} declares {size} bytes and has room for {room}")
     return int(size)
+
+
+def encode(data: bytes = b"", **members: int | bytes) -> bytes:
+    """Return a record made of members by name and the captured bytes, padded to eight bytes.
+
+    ``size``, ``version`` and ``captured_length`` are set to what is right unless given; members left out
+    are zero. It is how records are made that no kernel wrote: for tests, and for files of other tools.
+    """
+    members = {
+        "size": EVENT_SIZE + len(data),
+        "version": RECORD_VERSION,
+        "captured_length": len(data),
+    } | members
+    head = bytearray(EVENT_SIZE)
+    for name, value in members.items():
+        struct.pack_into("=" + _layout_of(name), head, _FIELDS[name].offset, value)
+    return bytes(head) + data + bytes(-len(data) % 8)
