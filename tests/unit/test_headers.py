@@ -389,8 +389,9 @@ def test_authentication_header() -> None:
     for outer in (scapy.IP(proto=51), scapy.IPv6(nh=51)):
         data = bytes(outer / ah / scapy.UDP(sport=1, dport=2))
         headers = parse(data, LinkType.NONE)
-        assert ours(headers) == fields_of(type(outer)(data))
-        assert [type(layer) for layer in headers][1:] == [Authentication, Udp]
+        # scapy does not look behind it in IPv4
+        assert ours(headers)[:2] == fields_of(type(outer)(data))[:2]
+        assert ours(headers)[1:] == [("Authentication", (17, 7, 9)), ("Udp", (1, 2, 8, 0))]
 
 
 def test_nesting_is_bounded() -> None:
