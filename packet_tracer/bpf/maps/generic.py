@@ -39,6 +39,8 @@ class Map(Descriptor):
     #: The one type that a class is for; None where it takes any.
     TYPE: ClassVar[MapType | None] = None
 
+    _libbpf: CData = None
+
     def __init__(self, fd: int) -> None:
         """Take over a map's file descriptor. The kernel is asked for the map's properties once, here.
 
@@ -142,6 +144,13 @@ class Map(Descriptor):
         view.__dict__.update(self.__dict__)
         view._owner = self
         return view
+
+    def bind(self, handle: CData) -> None:
+        """Take note of libbpf's own ``struct bpf_map``, of an object that libbpf loaded; it outlives this.
+
+        Types that only libbpf can fill need it: STRUCT_OPS and ARENA.
+        """
+        self._libbpf = handle
 
     def info(self) -> MapInfo:
         """Return what the kernel says of the map now: sizes, flags, whether frozen, memory in bytes."""

@@ -21,6 +21,9 @@ from packet_tracer.bpf.maps.types import map_codec
 K = TypeVar("K")
 V = TypeVar("V")
 
+#: Entries that a map without a limit of its own is walked for.
+_UNKNOWN_SIZE = 1 << 16
+
 
 class KeyedMap(Map, Generic[K, V]):
     """A map with elements. ``key`` and ``value`` say how they are laid out; without them the map's BTF does,
@@ -146,7 +149,7 @@ class KeyedMap(Map, Generic[K, V]):
     def _walk_keys(self) -> list[bytes]:
         keys: dict[bytes, None] = {}
         key = ffi.NULL
-        for _ in range(2 * self.max_entries + 2):
+        for _ in range(2 * (self.max_entries or _UNKNOWN_SIZE) + 2):
             following = bytearray(max(self.key_size, 1))
             result = lib.bpf_map_get_next_key(self.fd, key, ffi.from_buffer(following))
             if result == -errno.ENOENT:

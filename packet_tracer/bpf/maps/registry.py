@@ -5,14 +5,60 @@ from __future__ import annotations
 from typing import Any
 
 from packet_tracer.bpf.enums import MapType
-from packet_tracer.bpf.maps import hashes
+from packet_tracer.bpf.maps import (
+    arena,
+    arrays,
+    bloom,
+    cgroups,
+    devices,
+    hashes,
+    lpm,
+    nested,
+    perf,
+    programs,
+    queues,
+    ringbufs,
+    sockets,
+    stacks,
+    storage,
+    struct_ops,
+)
 from packet_tracer.bpf.maps.generic import Map, RawMap
 
 _CLASSES: tuple[type[Map], ...] = (
     hashes.HashMap,
-    hashes.LruHashMap,
+    arrays.Array,
+    programs.ProgramArray,
+    perf.PerfEventArray,
     hashes.PerCpuHashMap,
+    arrays.PerCpuArray,
+    stacks.StackTrace,
+    cgroups.CgroupArray,
+    hashes.LruHashMap,
     hashes.LruPerCpuHashMap,
+    lpm.LpmTrie,
+    nested.ArrayOfMaps,
+    nested.HashOfMaps,
+    devices.DevMap,
+    sockets.SockMap,
+    devices.CpuMap,
+    devices.XskMap,
+    sockets.SockHash,
+    cgroups.CgroupStorage,
+    sockets.ReuseportSockArray,
+    cgroups.PerCpuCgroupStorage,
+    queues.Queue,
+    queues.Stack,
+    storage.SkStorage,
+    devices.DevMapHash,
+    struct_ops.StructOps,
+    ringbufs.RingBuf,
+    storage.InodeStorage,
+    storage.TaskStorage,
+    bloom.BloomFilter,
+    ringbufs.UserRingBuffer,
+    storage.CgrpStorage,
+    arena.Arena,
 )
 
 #: The class of each type. Types that are not in here are opened as :class:`RawMap`.

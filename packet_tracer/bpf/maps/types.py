@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +12,7 @@ from packet_tracer.bpf.btf import Btf
 from packet_tracer.bpf.errors import BtfError, describe
 from packet_tracer.bpf.maps.codecs import Bytes, Codec
 from packet_tracer.bpf.maps.codecs.btf import BtfCodecs
+from packet_tracer.bpf.maps.errors import CodecError
 from packet_tracer.bpf.maps.generic import Map
 
 
@@ -27,9 +29,10 @@ def map_codec(map: Map, type_id: int, size: int) -> Codec[Any]:  # noqa: A002
     if map.btf_id and type_id:
         _, codecs = _types(map.btf_id)
         if codecs is not None:
-            codec = codecs.codec(type_id)
-            if codec.size == size:
-                return codec
+            with suppress(CodecError):  # what BTF describes need not be a value: a function, a forward
+                codec = codecs.codec(type_id)
+                if codec.size == size:
+                    return codec
     return Bytes(size)
 
 

@@ -13,6 +13,7 @@ pointer            ``int``
 struct             a generated dataclass with slots, hashable (so it can be a ``dict`` key; treat it as
                    immutable), named as in C; all fields default to zero; bit-fields are ``int``;
                    the members of an anonymous struct are fields of the struct around it
+data section       a generated dataclass of its variables (``.bss``, ``.rodata`` as maps)
 union              a generated class with one property per member over the same ``raw`` bytes, made from
                    ``raw`` or from one member: ``address(v4=...)``; an anonymous one is the field
                    ``anonymous`` (``anonymous_2``, ...)
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import keyword
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
@@ -145,6 +147,8 @@ class BtfCodecs:
             return _enum(described, alias)
         if isinstance(described, types.Struct):
             return self._struct(described, alias)
+        if isinstance(described, types.DataSection):
+            return self._section(described)
         if kind is Kind.POINTER:
             return u64
         if kind is Kind.FLOAT and (size := self._source.size_of(type_id)) in (4, 8):
@@ -181,6 +185,18 @@ class BtfCodecs:
             name, [_dataclass_field(field) for field in fields], slots=True, unsafe_hash=True
         )
         return Record(made, fields, described.size, alignment=alignment)
+
+    def _section(self, section: types.DataSection) -> Codec[Any]:
+        """Return the codec of an object's data section: its variables by name."""
+        variables = sorted(section.variables, key=lambda variable: variable.offset)
+        fields = [
+            RecordField(_identifier(variable.name), variable.offset, self.codec(variable.type_id))
+            for variable in variables
+            if variable.size
+        ]
+        name = "section_" + re.sub(r"\W", "_", section.name.strip("."))
+        made = dataclasses.make_dataclass(name, [_dataclass_field(field) for field in fields], slots=True)
+        return Record(made, fields, section.size)
 
     def _fields(self, described: types.Struct, base: int, anonymous: _Anonymous) -> Iterable[RecordField]:
         """Yield the fields of a struct that begins at bit ``base``, anonymous structs' among them."""
