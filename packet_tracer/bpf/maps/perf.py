@@ -6,9 +6,9 @@ import errno
 import struct
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from packet_tracer.bpf._libbpf import CData, ffi, lib
+from packet_tracer.bpf._libbpf import ffi, lib
 from packet_tracer.bpf.enums import MapType
-from packet_tracer.bpf.library import possible_cpus
+from packet_tracer.bpf.library import CData, possible_cpus
 from packet_tracer.bpf.maps.generic import create_fd
 from packet_tracer.bpf.maps.objects import ObjectArray
 

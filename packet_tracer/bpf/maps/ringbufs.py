@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
-from packet_tracer.bpf._libbpf import CData, ffi, lib
+from packet_tracer.bpf._libbpf import ffi, lib
 from packet_tracer.bpf.enums import MapType
-from packet_tracer.bpf.library import options
+from packet_tracer.bpf.library import CData, options
 from packet_tracer.bpf.maps.errors import MapFull
 from packet_tracer.bpf.maps.generic import Map, create_fd
 
