@@ -1,0 +1,74 @@
+"""Follow a packet through the Linux kernel: where it went, what happened to it there, and why.
+
+    from packet_tracer import Tracer
+    with Tracer(netns="client", interface="c0", profile="drops") as tracer:
+        for event in tracer.events(limit=100, timeout=5.0):
+            print(event.timestamp, event.probe, event.packet.source, event.drop_reason)
+
+What is named here is loaded when it is first used, so that ``import packet_tracer`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from packet_tracer._version import __version__
+
+if TYPE_CHECKING:
+    from packet_tracer.capture import Tracer
+    from packet_tracer.errors import (
+        BpfError,
+        NotPermittedError,
+        NotSupportedError,
+        PtraceError,
+        RecordError,
+        UsageError,
+    )
+    from packet_tracer.events import Event, EventBatch, Packet
+    from packet_tracer.lab import Lab
+    from packet_tracer.probes.session import Counters
+
+_MODULES = {
+    "BpfError": "errors",
+    "Counters": "probes.session",
+    "Event": "events",
+    "EventBatch": "events",
+    "Lab": "lab",
+    "NotPermittedError": "errors",
+    "NotSupportedError": "errors",
+    "Packet": "events",
+    "PtraceError": "errors",
+    "RecordError": "errors",
+    "Tracer": "capture",
+    "UsageError": "errors",
+}
+
+__all__ = [
+    "BpfError",
+    "Counters",
+    "Event",
+    "EventBatch",
+    "Lab",
+    "NotPermittedError",
+    "NotSupportedError",
+    "Packet",
+    "PtraceError",
+    "RecordError",
+    "Tracer",
+    "UsageError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

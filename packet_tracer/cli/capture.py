@@ -1,0 +1,152 @@
+"""``ptrace capture``: its options, and how they become a tracer, outputs and limits."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from packet_tracer.cli import complete, values
+from packet_tracer.errors import UsageError
+
+
+class Format(str, Enum):
+    """How events are printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogFormat(str, Enum):
+    """How the tool's own messages are printed."""
+
+    HUMAN = "human"
+    JSON = "json"
+
+
+def capture(
+    expression: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="EXPRESSION", help="Only packets that match, as in pcap-filter(7)."),
+    ] = None,
+    interface: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-i",
+            "--interface",
+            metavar="IFACE",
+            autocompletion=complete.interfaces,
+            help="Only packets at this device or that came in by it; XDP and TC probes attach to it. "
+            "Repeatable; 'any' is all.",
+        ),
+    ] = None,
+    netns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--netns",
+            metavar="NAME|PATH|pid:N|all",
+            autocompletion=complete.namespaces,
+            help="Only packets in this network namespace. Repeatable. "
+            "Default: with -i the current one, else all.",
+        ),
+    ] = None,
+    mark: Annotated[
+        str | None,
+        typer.Option("--mark", metavar="N[/MASK]", help="Only packets with this mark, as 1 or 0x10/0xff."),
+    ] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe",
+            metavar="PROBE",
+            autocompletion=complete.probes,
+            help="Where to look: a name or a glob, see `ptrace probes`. Repeatable.",
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            metavar="NAME",
+            autocompletion=complete.profiles,
+            help="A named set of probes: default, drops, device.",
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("-c", "--count", metavar="COUNT", min=1, help="Stop after this many events.")
+    ] = None,
+    duration: Annotated[
+        str | None,
+        typer.Option("--duration", metavar="TIME", help="Stop after this time: 10s, 500ms, 2m, 1h."),
+    ] = None,
+    snaplen: Annotated[
+        int,
+        typer.Option(
+            "-s", "--snaplen", metavar="BYTES", min=0, help="Bytes to keep of each packet; 0 for none."
+        ),
+    ] = 96,
+    ring_size: Annotated[
+        str,
+        typer.Option(
+            "--ring-size", metavar="SIZE", help="Memory for events not yet read: more of it loses fewer."
+        ),
+    ] = "64M",
+    output: Annotated[
+        Format | None,
+        typer.Option("--format", help="How events are printed. Default: text, or with -w not at all."),
+    ] = None,
+    write: Annotated[
+        str | None,
+        typer.Option("-w", "--write", metavar="FILE.jsonl", help="Write JSON lines to a file; - is stdout."),
+    ] = None,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "-v",
+            "--verbose",
+            count=True,
+            show_default=False,
+            help="Say what is attached, and how; -vv says more.",
+        ),
+    ] = 0,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="No status and no totals; loss is told all the same.")
+    ] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option("--log-format", help="How the messages on stderr are written.")
+    ] = LogFormat.HUMAN,
+) -> int:
+    """Trace packets and print what happens to them, one line an event, until ctrl-C.
+
+    \b
+    ptrace capture -i eth0                 what comes and goes at a device
+    ptrace capture --profile drops         what is dropped anywhere, and why
+    ptrace capture --netns web --probe 'netfilter:*' -c 100
+    ptrace capture -w trace.jsonl --duration 10s
+    """
+    from packet_tracer import diagnostics
+
+    diagnostics.configure(log_format.value, verbosity=verbose)
+    if expression:
+        raise UsageError("filter expressions are not supported yet: use -i, --netns and --mark")
+    seconds = values.duration(duration) if duration is not None else None
+    ring_bytes = values.size(ring_size)
+    marked = values.mark(mark) if mark is not None else None
+
+    from packet_tracer.capture import Tracer
+    from packet_tracer.cli import capturing
+    from packet_tracer.cli import output as outputs
+
+    tracer = Tracer(
+        interface=interface,
+        netns=netns,
+        mark=marked,
+        probes=probe or (),
+        profile=profile,
+        snaplen=snaplen,
+        ring_bytes=ring_bytes,
+    )
+    with outputs.choose(output.value if output else None, write) as chosen:
+        capturing.Capture(tracer, chosen, count=count, seconds=seconds, quiet=quiet).run()
+    return 0

@@ -1,0 +1,128 @@
+"""What a capture came to: events, packets, loss, time."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from packet_tracer.events._layout import EVENT_FIELDS
+
+if TYPE_CHECKING:
+    from packet_tracer.events import EventBatch
+    from packet_tracer.probes.session import Counters
+
+#: Packets that are told apart at once; beyond it the oldest are taken to be gone.
+_REMEMBERED = 1 << 17
+
+_OFFSET = next(field.offset for field in EVENT_FIELDS if field.name == "packet_id")
+_PACKET_ID = struct.Struct(f"={_OFFSET}xQ")
+
+
+class Totals:
+    """Counts events and the packets they belong to, and measures the time."""
+
+    def __init__(self) -> None:
+        self.events = 0
+        self._packets: set[int] = set()
+        self._forgotten = 0
+        self._started_at: float | None = None
+        self._stopped_at: float | None = None
+
+    def start(self) -> None:
+        """Start the clock."""
+        self._started_at = time.monotonic()
+
+    def stop(self) -> None:
+        """Stop the clock; once is enough."""
+        if self._stopped_at is None:
+            self._stopped_at = time.monotonic()
+
+    @property
+    def started(self) -> bool:
+        """Whether the clock was started."""
+        return self._started_at is not None
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start, up to the stop."""
+        if self._started_at is None:
+            return 0.0
+        return (self._stopped_at or time.monotonic()) - self._started_at
+
+    @property
+    def packets(self) -> int:
+        """How many packets the events belong to; events without a packet id are left out."""
+        return self._forgotten + len(self._packets)
+
+    def add(self, batch: EventBatch) -> None:
+        """Count a batch."""
+        self.events += batch.count
+        unpack, data = _PACKET_ID.unpack_from, batch.data
+        self._packets.update([unpack(data, at)[0] for at in batch.records.offsets])
+        self._packets.discard(0)
+        if len(self._packets) > _REMEMBERED:
+            # An id begins with the time of the packet's first sight, so the smallest are the oldest.
+            oldest = sorted(self._packets)[: _REMEMBERED // 2]
+            self._packets.difference_update(oldest)
+            self._forgotten += len(oldest)
+
+    def text(self) -> str:
+        """Return the totals in words, without loss."""
+        events, packets = counted(self.events, "event"), counted(self.packets, "packet")
+        return f"{events} of {packets} in {duration_text(self.seconds)}"
+
+    def fields(self, stats: Mapping[str, Counters]) -> dict[str, object]:
+        """Return the totals for programs."""
+        return {
+            "events": self.events,
+            "packets": self.packets,
+            "lost": sum(counters.lost_ring for counters in stats.values()),
+            "duration_seconds": round(self.seconds, 6),
+            "probes": {name: asdict(counters) for name, counters in stats.items()},
+        }
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``"1 event"``, ``"1,200 events"``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a time as people write it: ``3.2 s``, ``2 m 05 s``, ``1 h 02 m``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} m {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} m"
+
+
+def lost_by_probe(stats: Mapping[str, Counters]) -> dict[str, int]:
+    """Return the events lost of each probe that lost some."""
+    return {name: counters.lost_ring for name, counters in stats.items() if counters.lost_ring}
+
+
+def loss_text(stats: Mapping[str, Counters], ring_bytes: int) -> str:
+    """Return what was lost, of which probes, and what to do about it; "" if nothing was."""
+    lost = lost_by_probe(stats)
+    parts = []
+    if lost:
+        each = ", ".join(f"{name} {count:,} of {stats[name].seen:,}" for name, count in lost.items())
+        total = counted(sum(lost.values()), "event")
+        advice = (
+            f"read faster (-w FILE), see less (-i, --netns, --probe) or use --ring-size {larger(ring_bytes)}"
+        )
+        parts.append(f"LOST {total}, the rings were full: {each}; {advice}")
+    stacks = sum(counters.lost_stack for counters in stats.values())
+    if stacks:
+        parts.append(f"LOST {counted(stacks, 'kernel stack')}")
+    return "; ".join(parts)
+
+
+def larger(ring_bytes: int) -> str:
+    """Return four times a size, as ``--ring-size`` takes it."""
+    wanted = ring_bytes * 4
+    return f"{wanted >> 20}M" if wanted >= 1 << 20 else f"{wanted >> 10}K"
