@@ -49,7 +49,7 @@ def test_well_known(
     table: FunctionTable, name: str, index: int, kind: ArgumentKind, returns_skb: bool
 ) -> None:
     if name == "sock_queue_rcv_skb_reason" and not any(one.name == name for one in table.functions):
-        name = "sock_queue_rcv_skb"  # its name before 6.0 (c1b8a56755ee)
+        name = "sock_queue_rcv_skb"  # its name before 5.19 (c1b8a56755ee)
     function = _named(table, name)
     assert (function.arguments[0].index, function.arguments[0].kind) == (index, kind)
     assert function.returns_skb is returns_skb
