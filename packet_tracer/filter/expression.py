@@ -1,0 +1,96 @@
+"""A filter expression as one value: compiled once, and put into as many programs as there are."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from packet_tracer.filter import cbpf, ebpf, pcap
+from packet_tracer.filter.analysis import reads_metadata, validate
+from packet_tracer.filter.errors import FilterError, PcapMissingError
+from packet_tracer.filter.evaluator import evaluate
+from packet_tracer.filter.pcap import LinkType
+from packet_tracer.filter.stubs import Access, Stub
+from packet_tracer.filter.translate import translate
+
+_REJECT_ALL = (cbpf.Instruction(cbpf.RET, 0, 0, 0),)
+#: The keyword, and not a host of that name or a part of another word.
+_VLAN = re.compile(r"(?<![\w.\\-])vlan(?![\w.-])")
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A pcap-filter expression, ready for packets with and without a link-layer header.
+
+    Make one with :func:`packet_tracer.filter.compile`.
+    """
+
+    expression: str
+    ethernet: tuple[cbpf.Instruction, ...]
+    """Classic BPF for packets that begin with an Ethernet header."""
+    raw: tuple[cbpf.Instruction, ...]
+    """Classic BPF for packets that begin with an IP header; rejects all if only Ethernet can match."""
+
+    @property
+    def sees_vlan(self) -> bool:
+        """Whether a VLAN tag that the kernel keeps beside the packet is seen as part of its bytes.
+
+        An expression that says ``vlan`` sees the packet as it is on the wire. One that doesn't sees the
+        bytes as they lie in memory, so ``tcp`` matches a packet whose tag the device has taken off: as a
+        live tcpdump does."""
+        return _VLAN.search(self.expression) is not None
+
+    @property
+    def reads_metadata(self) -> bool:
+        """Whether the answer depends on what lies beside the bytes: VLAN tag, packet type, interface."""
+        return self.sees_vlan or any(reads_metadata(i) for i in (*self.ethernet, *self.raw))
+
+    def classic(self, link_type: LinkType) -> tuple[cbpf.Instruction, ...]:
+        """Return the classic BPF for packets of ``link_type``."""
+        return self.ethernet if link_type is LinkType.ETHERNET else self.raw
+
+    def program(self, stub: Stub) -> ebpf.Program:
+        """Return the eBPF to put in place of ``stub``."""
+        return translate(self.classic(stub.link_type), stub, vlan=self.sees_vlan, expression=self.expression)
+
+    def matches(
+        self,
+        packet: bytes,
+        *,
+        length: int | None = None,
+        link_type: LinkType = LinkType.ETHERNET,
+        metadata: int = 0,
+    ) -> bool:
+        """Whether the filter accepts ``packet``, decided by running its eBPF in Python.
+
+        ``length``: the packet's length where ``packet`` holds only its beginning.
+        """
+        stub = Stub(Access.TC, link_type)
+        return evaluate(self.program(stub), stub, packet, length=length, metadata=metadata)
+
+
+def compile_filter(expression: str) -> Filter:
+    """Compile ``expression`` (pcap-filter(7)); the empty one accepts every packet.
+
+    Raises FilterError: libpcap's message with the expression, or what cannot run in the kernel
+    (``protochain``). Raises PcapMissingError where there is no libpcap.
+    """
+    expression = expression.strip()
+    ethernet = pcap.compile_expression(expression, LinkType.ETHERNET)
+    validate(ethernet, expression)
+    try:
+        raw = pcap.compile_expression(expression, LinkType.RAW)
+        validate(raw, expression)
+    except PcapMissingError:
+        raise
+    except FilterError:
+        # It speaks of the link layer ("arp", "ether host ..."): no packet without one can match.
+        raw = _REJECT_ALL
+    return Filter(expression, ethernet, raw)
+
+
+def disassemble(filter_: Filter, stub: Stub | None = None) -> str:
+    """Return the classic program as ``tcpdump -d`` prints it, or the eBPF in place of ``stub``."""
+    if stub is None:
+        return cbpf.disassemble(filter_.ethernet)
+    return ebpf.disassemble(filter_.program(stub))

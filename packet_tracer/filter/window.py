@@ -1,0 +1,193 @@
+"""Reading through bpf_probe_read_kernel: tracepoints, netfilter, kernel functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from packet_tracer.filter import cbpf
+from packet_tracer.filter.analysis import Analysis, load_end, reads_bytes
+from packet_tracer.filter.ebpf import PROBE_READ_KERNEL, Register
+from packet_tracer.filter.readers import (
+    BEHIND_TAG,
+    BEYOND,
+    FRAME,
+    LARGEST_OFFSET,
+    R0,
+    R1,
+    R2,
+    R3,
+    R4,
+    R5,
+    R6,
+    R7,
+    R8,
+    R9,
+    REJECT,
+    RESTART,
+    TAG,
+    Reader,
+)
+from packet_tracer.filter.stubs import SLOW, Stub
+
+#: Bytes copied to the stack at once; what lies further is read one by one.
+_WINDOW = 96
+
+
+class WindowReader(Reader):
+    """Probes, the fast function: one copy of the headers to the stack, then plain loads.
+
+    r6 = where offset 0 would be, r7 = readable bytes from there, r8 = A, r9 = X. The copy may run past the
+    packet's end but not past its buffer, which ends in struct skb_shared_info (320 bytes); what lies
+    there is never used, for every load is checked against r7.
+    """
+
+    a, x = R8, R9
+
+    def __init__(
+        self, stub: Stub, program: Sequence[cbpf.Instruction], facts: Analysis, *, vlan: bool
+    ) -> None:
+        super().__init__(stub, facts, vlan=vlan)
+        self._arguments = [self._slot() for _ in range(5)]
+        self._word = self._slot()
+        loads = [
+            (i.k, load_end(i) - i.k)
+            for i, known in zip(program, facts.known, strict=True)
+            if known is not None and reads_bytes(i) and load_end(i) <= _WINDOW
+        ]
+        self._copied = max((offset + size for offset, size in loads), default=0)
+        if self._copied and self._vlan:
+            self._copied = max(self._copied, BEHIND_TAG)
+        # Loads from the stack must be aligned: choose the start that splits the fewest.
+        if self._copied:
+            base = self._slot(self._copied + 3)
+            self._window = min(
+                range(base, base + 4), key=lambda start: sum(_pieces(start + at, size) for at, size in loads)
+            )
+
+    def prologue(self) -> None:
+        asm = self.asm
+        for register, slot in zip((R1, R2, R3, R4, R5), self._arguments, strict=True):
+            asm.store(8, FRAME, slot, register)
+        asm.mov(R6, R1)
+        asm.mov(R7, R2)
+        asm.alu("sub", R7, R1, wide=True)
+        if not self._vlan:
+            if self._copied:
+                self._copy(self._window, self._copied, R6)
+            return
+        tagged, done = asm.fresh_label(), asm.fresh_label()
+        asm.jump("!=", R5, 0, tagged)
+        if self._copied:
+            self._copy(self._window, self._copied, R6)
+        asm.goto(done)
+        asm.label(tagged)
+        asm.jump("<", R7, TAG, RESTART, wide=True)
+        if self._copied:
+            self._copy(self._window, TAG, R6)
+            self._copy_tag()
+        asm.alu("sub", R6, BEHIND_TAG - TAG, wide=True)
+        asm.alu("add", R7, BEHIND_TAG - TAG, wide=True)
+        if self._copied > BEHIND_TAG:
+            asm.mov(R3, R6)
+            asm.alu("add", R3, BEHIND_TAG, wide=True)
+            self._copy(self._window + BEHIND_TAG, self._copied - BEHIND_TAG, R3)
+        asm.label(done)
+
+    def _copy(self, place: int, size: int, source: Register) -> None:
+        asm = self.asm
+        if source is not R3:
+            asm.mov(R3, source)
+        asm.mov(R1, FRAME)
+        asm.alu("add", R1, place, wide=True)
+        asm.alu("mov", R2, size)
+        asm.call_helper(PROBE_READ_KERNEL)
+        asm.jump("!=", R0, 0, RESTART)
+
+    def _copy_tag(self) -> None:
+        # Byte by byte: the window need not be aligned.
+        for index in range(4):
+            self.asm.load(1, R1, FRAME, self._arguments[4] + 3 - index)
+            self.asm.store(1, FRAME, self._window + TAG + index, R1)
+
+    def load(self, target: Register, offset: int, size: int, check: int) -> None:
+        asm = self.asm
+        if check > LARGEST_OFFSET:
+            asm.goto(REJECT)
+            return
+        if check:
+            asm.jump("<", R7, check, BEYOND, wide=True)
+        if offset + size <= self._copied:
+            self._load_copied(target, self._window + offset, size)
+            return
+        asm.mov(R3, R6)
+        asm.alu("add", R3, offset, wide=True)
+        self._read_word(target, size)
+
+    def _load_copied(self, target: Register, place: int, size: int) -> None:
+        asm = self.asm
+        if place % size == 0:
+            asm.load(size, target, FRAME, place)
+            asm.to_host_order(target, size)
+            return
+        piece = 2 if place % 2 == 0 else 1
+        for index in range(0, size, piece):
+            register = target if index == 0 else R1
+            asm.load(piece, register, FRAME, place + index)
+            asm.to_host_order(register, piece)
+            if index:
+                asm.alu("lsh", target, 8 * piece)
+                asm.alu("or", target, R1)
+
+    def load_indirect(self, target: Register, offset: int, size: int, x_maximum: int) -> None:
+        asm = self.asm
+        if offset > LARGEST_OFFSET:
+            asm.goto(REJECT)
+            return
+        asm.mov(R3, self.x)
+        if offset:
+            asm.alu("add", R3, offset, wide=True)
+        if self._vlan:
+            asm.jump("<", R3, BEHIND_TAG, RESTART, wide=True)
+        asm.mov(R2, R3)
+        asm.alu("add", R2, size, wide=True)
+        asm.jump(">", R2, R7, BEYOND, wide=True)
+        asm.alu("add", R3, R6, wide=True)
+        self._read_word(target, size)
+
+    def _read_word(self, target: Register, size: int) -> None:
+        """Read ``size`` bytes at r3."""
+        asm = self.asm
+        asm.mov(R1, FRAME)
+        asm.alu("add", R1, self._word, wide=True)
+        asm.alu("mov", R2, size)
+        asm.call_helper(PROBE_READ_KERNEL)
+        asm.jump("!=", R0, 0, REJECT)
+        asm.load(size, target, FRAME, self._word)
+        asm.to_host_order(target, size)
+
+    def length(self, target: Register) -> None:
+        self.asm.load(4, target, FRAME, self._arguments[3])
+
+    def metadata_word(self, target: Register) -> None:
+        self.asm.load(8, target, FRAME, self._arguments[4])
+
+    def epilogue(self) -> None:
+        asm = self.asm
+        if asm.wanted(BEYOND):
+            asm.label(BEYOND)
+            if not self._vlan:
+                asm.load(8, R1, FRAME, self._arguments[3])
+                asm.jump(">=", R7, R1, REJECT, wide=True)
+        if asm.wanted(RESTART) or asm.wanted(BEYOND):
+            asm.label(RESTART)
+            for register, slot in zip((R1, R2, R3, R4, R5), self._arguments, strict=True):
+                asm.load(8, register, FRAME, slot)
+            asm.call(SLOW)
+            asm.exit()
+
+
+def _pieces(place: int, size: int) -> int:
+    """Aligned loads that ``size`` bytes at ``place`` take."""
+    if place % size == 0:
+        return 1
+    return size // 2 if place % 2 == 0 else size
