@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from dataclasses import dataclass
@@ -387,7 +388,7 @@ def kernel_target(name: str, prefix: str, kind: Kind) -> tuple[int, int | None]:
         if found is not None:
             return found, open_module(candidate)
     what = "tracepoint" if kind is Kind.TYPEDEF else "function"
-    raise BtfError(f"this kernel has no {what} {name} in its BTF")
+    raise BtfError(f"this kernel has no {what} {name}", errno=errno.ENOENT)
 
 
 def open_module(name: str) -> int:

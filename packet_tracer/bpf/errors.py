@@ -10,10 +10,11 @@ import errno as _errno
 import re
 
 from packet_tracer.bpf.privileges import advice, exit_code
-from packet_tracer.errors import EXIT_NOT_SUPPORTED, BpfError, error_text
+from packet_tracer.errors import EXIT_ERROR, EXIT_NOT_SUPPORTED, BpfError, error_name, error_text
 
 #: libbpf leaves this call number where a CO-RE relocation found no such field or type (libbpf.c).
 _POISONED_CALL = "195896080"
+_MISSING_FIELD = "it needs a field or type that this kernel does not have (CO-RE)"
 _NETWORK_KINDS = frozenset({"xdp", "tcx", "clsact", "netfilter", "cgroup"})
 #: Lines of a verifier log that are no reasons: its closing statistics, register dumps, source lines.
 _STATISTICS = re.compile(r"processed \d+ insns|verification time|stack depth|max_states|mark_read")
@@ -86,14 +87,22 @@ class ProgramLoadError(BpfError):
         what = f"program {program} ({section})" if section else f"program {program}"
         if target:
             what += f" for {target}"
-        said = reason or verifier_reason(log)
-        hint = "" if log.strip() else advice(errno)
-        super().__init__(_sentence(f"{what} was refused", describe(errno), said, hint), errno=errno)
+        said = verifier_reason(log)
+        if said:
+            message = _sentence(f"{what} was refused by the verifier ({error_name(errno)})", said)
+        else:
+            message = _sentence(f"{what} was refused", describe(errno), reason, advice(errno))
+        super().__init__(message, errno=errno)
         self.program = program
         self.section = section
         self.target = target
         self.log = log
-        self.exit_code = EXIT_NOT_SUPPORTED if errno == _errno.EINVAL and not log else exit_code(errno)
+        if said and errno != _errno.EPERM:
+            # The verifier's EACCES is about memory, not about privileges.
+            self.exit_code = EXIT_NOT_SUPPORTED if said == _MISSING_FIELD else EXIT_ERROR
+        else:
+            unknown = errno in (_errno.EINVAL, _errno.ENOENT)  # a type, flag or target this kernel lacks
+            self.exit_code = EXIT_NOT_SUPPORTED if unknown else exit_code(errno)
 
 
 class AttachError(BpfError):
@@ -139,7 +148,7 @@ def libbpf_reason(messages: str) -> str:
 def verifier_reason(log: str) -> str:
     """Return the line of a verifier log that says why, in one line."""
     if _POISONED_CALL in log:
-        return "it needs a field or type that this kernel does not have (CO-RE)"
+        return _MISSING_FIELD
     lines = [line.strip() for line in log.splitlines()]
     lines = [line for line in lines if line and not _STATISTICS.match(line)]
     if not lines:

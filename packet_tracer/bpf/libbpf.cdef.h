@@ -481,11 +481,15 @@ struct bpf_link_info {
 		struct {
 			__u64 tp_name;
 			__u32 tp_name_len;
+			__u32 reserved;
+			__u64 cookie;
 		} raw_tracepoint;
 		struct {
 			__u32 attach_type;
 			__u32 target_obj_id;
 			__u32 target_btf_id;
+			__u32 reserved;
+			__u64 cookie;
 		} tracing;
 		struct {
 			__u64 cgroup_id;

@@ -112,7 +112,7 @@ class OpenedObject:
         if handle is not None:
             lib.bpf_object__close(handle)
 
-    def _taken(self) -> CData:
+    def _live(self) -> CData:
         if self._handle is None:
             raise ValueError(f"{self.name} is closed or was prepared already")
         return self._handle
@@ -134,7 +134,7 @@ class OpenedObject:
         self._set((".data", ".bss"), values)
 
     def _set(self, prefix: str | tuple[str, ...], values: Mapping[str, int | bytes]) -> None:
-        self._taken()
+        self._live()
         variables = {
             variable.name: (section, variable.offset, variable.size)
             for section, content in self._sections.items()
@@ -167,7 +167,7 @@ class OpenedObject:
 
         Takes over this object. Raises ObjectPrepareError; ``map`` names a map that can't be created.
         """
-        handle = self._taken()
+        handle = self._live()
         clear_messages()
         result = lib.bpf_object__prepare(handle)
         if result < 0:
@@ -186,7 +186,7 @@ class OpenedObject:
         For what needs libbpf's own loading: struct_ops, arenas, program arrays the object fills. Takes
         over this object. Raises ObjectPrepareError and ProgramLoadError.
         """
-        handle = self._taken()
+        handle = self._live()
         log = ffi.new("char[]", _LOAD_LOG_SIZE)
         for spec in self.programs.values():
             lib.bpf_program__set_log_buf(spec._handle, log, _LOAD_LOG_SIZE)
@@ -248,8 +248,14 @@ class PreparedObject:
             lib.bpf_object__close(handle)
             close_all(self.maps.values())
 
+    def _live(self) -> CData:
+        if self._handle is None:
+            raise ValueError(f"{self.name} is closed or was loaded already")
+        return self._handle
+
     def load(self) -> LoadedObject:
         """Load every program as it is. Takes over this object; ProgramLoadError where one is refused."""
+        self._live()
         with ExitStack() as stack:
             loaded = {}
             for name, program in self.programs.items():
@@ -262,10 +268,8 @@ class PreparedObject:
 
         What libbpf needed to prepare (its copy of the kernel's types) is freed.
         """
-        handle, self._handle = self._handle, None
-        if handle is None:
-            raise ValueError(f"{self.name} is closed or was loaded already")
-        lib.bpf_object__close(handle)
+        lib.bpf_object__close(self._live())
+        self._handle = None
         return LoadedObject(self.name, programs, self.maps)
 
 

@@ -27,6 +27,7 @@ _NO_LIMIT = (1 << 64) - 1
 #: A batch has room for so many records as if each were this small.
 _SMALLEST_RECORD = 32
 _BLOCKS_KEPT = 4
+_FINISH_MS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +191,17 @@ class RingBuffer:
             self._wait(rings, remaining)
 
     def flush(self) -> RecordBatch:
-        """Return records however young: for after detaching. Call it until it returns an empty batch."""
-        return self._collect(_NO_LIMIT)
+        """Return records however young: for after detaching. Call it until it returns an empty batch.
+
+        A program that still runs on another CPU is given some milliseconds to finish its record.
+        """
+        rings = self._open()
+        for _ in range(_FINISH_MS):
+            batch = self._collect(_NO_LIMIT)
+            if batch.count or not lib.ptrace_rings_pending(rings):
+                break
+            time.sleep(0.001)
+        return batch
 
     def _before(self) -> int:
         return time.monotonic_ns() - self._window_ns if self._window_ns else _NO_LIMIT

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Literal
 
@@ -28,6 +29,8 @@ _PARENTS = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS = 6, 7, 8
 _DIRECT_ACTION = 1
+# The lower the earlier. Not 0: then the kernel chooses, before what is there, even a 0 that can't be deleted.
+_FIRST, _LAST = range(1, 17), range(0xFFFF, 0xFFEF, -1)
 _ALL_PROTOCOLS = socket.htons(0x0003)
 
 
@@ -52,13 +55,7 @@ class Clsact:
         try:
             clsact._add_queue()
             try:
-                # Priority 0 lets the kernel choose: behind all others. At 1 another kind of filter may be.
-                try:
-                    clsact._add_filter(program, 1 if first else 0)
-                except OSError as error:
-                    if not first or error.errno not in (errno.EINVAL, errno.EEXIST, errno.ENOENT):
-                        raise
-                    clsact._add_filter(program, 0)
+                clsact._add_filter_among_others(program, _FIRST if first else _LAST)
             except OSError:
                 clsact._remove_queue()
                 raise
@@ -100,6 +97,19 @@ class Clsact:
         with suppress(OSError):
             if not any(self._filters(parent) for parent in _PARENTS.values()):
                 self._request(_DELQDISC, _ACK, self._queue_message())
+
+    def _add_filter_among_others(self, program: Program, priorities: Iterable[int]) -> None:
+        refusal = OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        for priority in priorities:
+            try:
+                self._add_filter(program, priority)
+                return
+            except OSError as error:
+                # A priority belongs to one kind of filter: if another kind is there, try the next.
+                if error.errno != errno.EINVAL:
+                    raise
+                refusal = error
+        raise refusal
 
     def _add_filter(self, program: Program, priority: int) -> None:
         attributes = (
