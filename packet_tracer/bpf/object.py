@@ -211,7 +211,10 @@ class OpenedObject:
         for name, program in programs.items():
             program.section = self.programs[name].section
             program.expected_attach_type = self.programs[name].expected_attach_type
-        return LoadedObject(self.name, programs, open_maps(self.maps.values()), handle)
+        maps = open_maps(self.maps.values())
+        for name, each in maps.items():
+            each.bind(self.maps[name]._handle)
+        return LoadedObject(self.name, programs, maps, handle)
 
 
 class PreparedObject:
