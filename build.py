@@ -335,15 +335,31 @@ def bpf_flags(architecture: str) -> list[str]:
     return [*flags.split(), f"-D__TARGET_ARCH_{ARCHITECTURES[architecture]}", *includes.split()]
 
 
-def compile_bpf(source: Path, target: Path, architecture: str) -> None:
+def clang_for(source: Path) -> str:
+    """The compiler of a test program: a newer one where it says `Needs clang N` and there is one.
+
+    Where there is none, the source has to be empty for older ones, and its test says why it is skipped.
+    """
+    needed = re.search(r"Needs clang (\d+)", source.read_text())
+    minimum = int(needed[1]) if needed else CLANG_MINIMUM
+    default = clang()
+    version = re.search(r"version (\d+)", run(default, "--version"))
+    if version and int(version[1]) >= minimum:
+        return default
+    newer = (shutil.which(f"clang-{number}") for number in range(30, minimum - 1, -1))
+    return next((path for path in newer if path and usable_clang(path)), default)
+
+
+def compile_bpf(source: Path, target: Path, architecture: str, compiler: str | None = None) -> None:
     """Compile one BPF program and strip it of DWARF; its BTF, which the kernel wants, stays."""
+    compiler = compiler or clang()
     flags = bpf_flags(architecture)
     headers = [VENDOR / "pin.json", *(ROOT / "bpf_src").glob("*.h"), *source.parent.glob("*.h")]
-    with step(str(target.relative_to(ROOT)), [target], {source, *headers}, flags, clang()) as stale:
+    with step(str(target.relative_to(ROOT)), [target], {source, *headers}, flags, compiler) as stale:
         if stale:
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_suffix(".partial")
-            run(clang(), *flags, "-c", source.relative_to(ROOT), "-o", partial)
+            run(compiler, *flags, "-c", source.relative_to(ROOT), "-o", partial)
             run(llvm_strip(), "-g", partial)
             partial.replace(target)
 
@@ -364,7 +380,8 @@ def build_objects(architecture: str) -> None:
 def build_test_objects() -> None:
     """tests/bpf/*.bpf.c -> build/tests/*.bpf.o, for this machine."""
     for source in sorted((ROOT / "tests" / "bpf").glob("*.bpf.c")):
-        compile_bpf(source, BUILD / "tests" / source.with_suffix(".o").name, host_architecture())
+        target = BUILD / "tests" / source.with_suffix(".o").name
+        compile_bpf(source, target, host_architecture(), clang_for(source))
 
 
 # --- record layout --------------------------------------------------------------------------------
