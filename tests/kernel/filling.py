@@ -60,9 +60,25 @@ class Filler:
         discard: int = 0,
         swap: int = 0,
         first: int = 0,
+        producer: int | None = None,
     ) -> None:
-        """Write ``count`` records into a ring, with times ``age_ns`` ago; what does not fit is lost."""
-        request = _REQUEST.pack(ring, size, count, ring, age_ns, flags, discard, swap, first, 0, 0)
+        """Write ``count`` records into a ring, with times ``age_ns`` ago; what does not fit is lost.
+
+        ``producer`` is the second word of each record: the ring's number unless given.
+        """
+        request = _REQUEST.pack(
+            ring,
+            size,
+            count,
+            ring if producer is None else producer,
+            age_ns,
+            flags,
+            discard,
+            swap,
+            first,
+            0,
+            0,
+        )
         result = self._loaded.programs["fill"].test_run(context=request)
         assert result.return_value == 0
 
