@@ -64,7 +64,10 @@ def _printable(_logger: object, _method: str, fields: MutableMapping[str, Any]) 
 
 
 def printable(text: str) -> str:
-    r"""Return ``text`` with everything that is not printable escaped as ``\x1b``; safe on any terminal."""
+    r"""Return ``text`` with everything that is not printable escaped as ``\x1b``; safe on any terminal.
+
+    As packet_tracer.formats.text has it, which takes the decoder to import.
+    """
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

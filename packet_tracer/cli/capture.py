@@ -81,11 +81,15 @@ def capture(
         typer.Option("--duration", metavar="TIME", help="Stop after this time: 10s, 500ms, 2m, 1h."),
     ] = None,
     snaplen: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "-s", "--snaplen", metavar="BYTES", min=0, help="Bytes to keep of each packet; 0 for none."
+            "-s",
+            "--snaplen",
+            metavar="BYTES",
+            min=0,
+            help="Bytes to keep of each packet. Default: 96 with -w, else none.",
         ),
-    ] = 96,
+    ] = None,
     ring_size: Annotated[
         str,
         typer.Option(
@@ -133,10 +137,16 @@ def capture(
     seconds = values.duration(duration) if duration is not None else None
     ring_bytes = values.size(ring_size)
     marked = values.mark(mark) if mark is not None else None
+    formatted = output.value if output else None
+    # Bytes that nobody will see are not captured: text shows what the kernel side read of the headers.
+    kept = snaplen if snaplen is not None else (96 if write is not None else 0)
+
+    from packet_tracer.cli import output as outputs
+
+    outputs.check(formatted, write)
 
     from packet_tracer.capture import Tracer
-    from packet_tracer.cli import capturing
-    from packet_tracer.cli import output as outputs
+    from packet_tracer.cli.capturing import Capture, Limits
 
     tracer = Tracer(
         interface=interface,
@@ -144,9 +154,10 @@ def capture(
         mark=marked,
         probes=probe or (),
         profile=profile,
-        snaplen=snaplen,
+        snaplen=kept,
         ring_bytes=ring_bytes,
     )
-    with outputs.choose(output.value if output else None, write) as chosen:
-        capturing.Capture(tracer, chosen, count=count, seconds=seconds, quiet=quiet).run()
+    with outputs.choose(formatted, write, data=snaplen is not None) as chosen:
+        limits = Limits(count=count, seconds=seconds)
+        Capture(tracer, chosen, limits, snaplen=kept, ring_bytes=ring_bytes, quiet=quiet).run()
     return 0

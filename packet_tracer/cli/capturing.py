@@ -7,15 +7,16 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from packet_tracer.cli.output import Output
-from packet_tracer.cli.terminal import StatusLine
 from packet_tracer.cli.totals import Totals, counted, duration_text, loss_text, lost_by_probe
 from packet_tracer.diagnostics import Settings, logger, say
 from packet_tracer.events import EventBatch
 from packet_tracer.events.batch import RecordBlock
+from packet_tracer.terminal import StatusLine
 
 if TYPE_CHECKING:
     from packet_tracer.capture import Tracer
@@ -25,6 +26,14 @@ _STATUS_INTERVAL = 0.25
 _WATCH_INTERVAL = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What ends a capture by itself: a number of events, a time in seconds; None is no limit."""
+
+    count: int | None = None
+    seconds: float | None = None
+
+
 class Capture:
     """Runs a tracer until its limits, a signal, or a reader that has gone."""
 
@@ -32,15 +41,18 @@ class Capture:
         self,
         tracer: Tracer,
         outputs: Sequence[Output],
+        limits: Limits,
         *,
-        count: int | None = None,
-        seconds: float | None = None,
+        snaplen: int,
+        ring_bytes: int,
         quiet: bool = False,
     ) -> None:
         self._tracer = tracer
         self._outputs = outputs
-        self._left = count
-        self._seconds = seconds
+        self._left = limits.count
+        self._seconds = limits.seconds
+        self._snaplen = snaplen
+        self._ring_bytes = ring_bytes
         self._quiet = quiet
         self._status = StatusLine(sys.stderr, wanted=not quiet)
         self._stopped = False
@@ -55,7 +67,7 @@ class Capture:
                 with self._tracer:
                     self._announce()
                     for output in self._outputs:
-                        output.begin(self._tracer)
+                        output.begin(self._tracer, self._snaplen)
                     self.totals.start()
                     self._read()
             finally:
@@ -129,7 +141,7 @@ class Capture:
         stats = self._tracer.stats()
         for output in self._outputs:
             output.end(self.totals, stats)
-        loss = loss_text(stats, self._tracer.ring_bytes)
+        loss = loss_text(stats, self._ring_bytes)
         if not self._quiet:
             say(f"{self.totals.text()}{'' if loss else ', none lost'}", **self.totals.fields(stats))
         if loss:

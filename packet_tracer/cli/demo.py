@@ -16,7 +16,7 @@ def demo(
 
     It takes a few seconds, needs root, touches nothing but its own namespaces and leaves nothing behind.
     """
-    from packet_tracer.cli.terminal import colors_wanted
     from packet_tracer.demo import run
+    from packet_tracer.terminal import colors_wanted
 
     run(color=colors_wanted() if color is None else color)

@@ -32,7 +32,7 @@ def doctor(output: FormatOption = Format.TEXT) -> int:
 
 
 def _print(report: Report) -> None:
-    from packet_tracer.cli.terminal import BOLD, GREEN, RED, YELLOW, colors_wanted, paint, table
+    from packet_tracer.terminal import BOLD, GREEN, RED, YELLOW, colors_wanted, paint, table
 
     color = colors_wanted()
     signs = {True: ("yes", GREEN), False: ("no", RED), None: ("", YELLOW)}

@@ -34,9 +34,9 @@ def probes(
 
     Needs root to find out, by trying.
     """
-    from packet_tracer.cli.terminal import GREEN, RED, YELLOW, colors_wanted, paint, table
     from packet_tracer.doctor.availability import availability
     from packet_tracer.probes.catalogue import PROBES, PROFILES
+    from packet_tracer.terminal import GREEN, RED, YELLOW, colors_wanted, paint, table
 
     chosen = [probe for probe in PROBES if pattern is None or fnmatch.fnmatchcase(probe.name, pattern)]
     if not chosen:
@@ -78,6 +78,6 @@ def probes(
 
 def schema() -> None:
     """Print the JSON Schema of what `--format json` and `-w FILE.jsonl` write, one object a line."""
-    from packet_tracer.formats.schema import schema as build
+    from packet_tracer.formats.frame import lines_schema
 
-    typer.echo(json.dumps(build(), indent=2))
+    typer.echo(json.dumps(lines_schema(), indent=2))

@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 import select
 import stat
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from packet_tracer.errors import UsageError
 
 if TYPE_CHECKING:
-    pass
+    from packet_tracer.capture import Tracer
+    from packet_tracer.cli.totals import Totals
+    from packet_tracer.events import EventBatch
+    from packet_tracer.probes.session import Counters
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _STDOUT = 1
@@ -45,6 +53,11 @@ class Writer:
             end = os.lseek(self.fd, -count, os.SEEK_CUR)
             os.ftruncate(self.fd, end)
 
+    def empty(self) -> None:
+        """Remove what is in the file."""
+        if self.is_file:
+            os.ftruncate(self.fd, 0)
+
     def reader_gone(self) -> bool:
         """Whether it is a pipe or socket whose other end was closed; otherwise only a write would tell."""
         if not self.is_pipe:
@@ -55,10 +68,11 @@ class Writer:
 
 
 class Formatter(Protocol):
-    """Turns events into text (packet_tracer.formats)."""
+    """Turns events into lines (packet_tracer.formats)."""
 
     def format(self, batch: EventBatch) -> str:
         """Return whole lines."""
+        ...
 
 
 class Output:
@@ -68,7 +82,7 @@ class Output:
         self._writer = writer
         self._formatter = formatter
 
-    def begin(self, tracer: Tracer) -> None:
+    def begin(self, tracer: Tracer, snaplen: int) -> None:
         """Write what stands before the first event."""
 
     def write(self, batch: EventBatch) -> None:
@@ -76,7 +90,7 @@ class Output:
         self._writer.write(self._formatter.format(batch))
 
     def end(self, totals: Totals, stats: Mapping[str, Counters]) -> None:
-        """Write what stands after the last event."""
+        """Write what stands after the last event; a writer that failed before may fail again, unheard."""
 
     def reader_gone(self) -> bool:
         """Whether nobody reads any more."""
@@ -84,37 +98,72 @@ class Output:
 
 
 class JsonOutput(Output):
-    """JSON lines: an object that says what was captured, the events, and one that says what was lost."""
+    """JSON lines: one that says what is captured, the events, and one that says what they came to."""
 
-    def begin(self, tracer: Tracer) -> None:
+    def begin(self, tracer: Tracer, snaplen: int) -> None:
+        """Empty the file, and write the first line."""
+        from packet_tracer.formats.frame import start_line
+
         self._writer.empty()
+        names = [probe.name for probe in tracer.probes]
+        offset_ns = tracer.context.wall_clock_offset_ns
+        self._writer.write(start_line(probes=names, snaplen=snaplen, wall_clock_offset_ns=offset_ns))
+
+    def end(self, totals: Totals, stats: Mapping[str, Counters]) -> None:
+        """Write the last line."""
+        from packet_tracer.formats.frame import end_line
+
+        with suppress(OSError):
+            self._writer.write(
+                end_line(
+                    events=totals.events,
+                    packets=totals.packets,
+                    duration_seconds=totals.seconds,
+                    stats=stats,
+                )
+            )
 
 
 @contextmanager
-def choose(output: str | None, path: str | None) -> Iterator[list[Output]]:
+def choose(output: str | None, path: str | None, *, data: bool = False) -> Iterator[list[Output]]:
     """Open what ``--format`` and ``-w`` ask for: events on stdout, in a file, or both.
 
-    A file that exists is emptied when the capture has begun, not before: a mistake does not cost the last one.
-    Raises UsageError for a format that can't be written, OSError where the file can't be opened.
+    ``-w`` writes the captured bytes too, ``--format json`` with ``data``. A file that exists is emptied when
+    the capture has begun, not before: a mistake does not cost the last one. Raises OSError where it can't be
+    opened.
     """
-    check_path(path)
     with ExitStack() as files:
         chosen: list[Output] = []
+        stdout = Writer(_STDOUT, "standard output")
         if output == "json" or path == "-":
-            chosen.append(json_output(Writer(_STDOUT, "standard output")))
+            chosen.append(_json(stdout, data=data or path == "-"))
         elif output == "text" or path is None:
-            chosen.append(text_output(Writer(_STDOUT, "standard output")))
+            chosen.append(_text(stdout))
         if path is not None and path != "-":
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
             files.callback(os.close, fd)
-            chosen.append(json_output(Writer(fd, path)))
+            chosen.append(_json(Writer(fd, path), data=True))
         yield chosen
 
 
-def check_path(path: str | None) -> None:
-    """Raise UsageError if the name of the file says that it is to have a format that can't be written."""
+def _json(writer: Writer, *, data: bool) -> Output:
+    from packet_tracer.formats.jsonl import JsonLines
+
+    return JsonOutput(writer, JsonLines(data=data))
+
+
+def _text(writer: Writer) -> Output:
+    from packet_tracer.formats.text import Text
+    from packet_tracer.terminal import colors_wanted
+
+    return Output(writer, Text(color=colors_wanted()))
+
+
+def check(output: str | None, path: str | None) -> None:
+    """Raise UsageError for a file of a format that can't be written, and for two formats on one stdout."""
     suffix = Path(path).suffix.lower() if path is not None else ""
     if suffix and suffix not in _JSON_SUFFIXES:
-        raise UsageError(
-            f"can't write {path}: events are written as JSON lines, to a FILE.jsonl or to - (stdout)"
-        )
+        can = "events are written as JSON lines: -w FILE.jsonl, or -w - for stdout"
+        raise UsageError(f"can't write {path}: {can}")
+    if path == "-" and output == "text":
+        raise UsageError("-w - and --format text can't both have stdout")

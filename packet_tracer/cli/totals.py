@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from packet_tracer.events._layout import EVENT_FIELDS
+from packet_tracer.formats.frame import totals
 
 if TYPE_CHECKING:
     from packet_tracer.events import EventBatch
@@ -76,13 +76,7 @@ class Totals:
 
     def fields(self, stats: Mapping[str, Counters]) -> dict[str, object]:
         """Return the totals for programs."""
-        return {
-            "events": self.events,
-            "packets": self.packets,
-            "lost": sum(counters.lost_ring for counters in stats.values()),
-            "duration_seconds": round(self.seconds, 6),
-            "probes": {name: asdict(counters) for name, counters in stats.items()},
-        }
+        return totals(self.events, self.packets, self.seconds, stats)
 
 
 def counted(number: int, noun: str) -> str:

@@ -155,7 +155,9 @@ def _network_hooks() -> list[Finding]:
 def _xdp() -> str:
     def attach(ifindex: int) -> str:
         program = idle_program(ProgramType.XDP, AttachType.XDP, section="xdp", returns=_XDP_PASS)
-        with program, links.attach_xdp(program, ifindex) as link:
+        with program:
+            link = links.attach_xdp(program, ifindex)
+            link.close()
             return link.mode
 
     generic = attach(LOOPBACK)

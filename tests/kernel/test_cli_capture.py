@@ -1,0 +1,346 @@
+"""`ptrace capture` from outside: what it prints, how it ends, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from packet_tracer import lab
+from packet_tracer.netns import entered
+from tests.kernel.cli import PATIENCE, PTRACE, alone, capturing, ptrace, until
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[lab.Lab]:
+    with lab.Lab() as built:
+        yield built
+
+
+def test_a_drop_is_told_with_its_reason(network: lab.Lab, tmp_path: Path) -> None:
+    with capturing(
+        tmp_path, "--netns", network.router.name, "--profile", "drops", "--format", "json"
+    ) as running:
+        lab.dropped(network.route, count=3)
+        until(lambda: running.seen.count("NETFILTER_DROP") == 3, running.said)
+        assert running.end() == 0
+    assert [event["probe"] for event in running.events] == ["kfree_skb"] * 3
+    assert {event["drop_reason"] for event in running.events} == {"NETFILTER_DROP"}
+    assert running.objects[-1]["type"] == "end"
+    assert re.search(r"^ptrace: 3 events of 3 packets in \d+\.\d s, none lost$", running.said, re.MULTILINE)
+
+
+def test_text_is_one_line_an_event(network: lab.Lab, tmp_path: Path) -> None:
+    with capturing(tmp_path, "--netns", network.router.name, "--profile", "drops") as running:
+        lab.dropped(network.route, version=6)
+        until(lambda: running.seen.endswith("\n"), running.said)
+        assert running.end() == 0
+    assert running.seen.count("\n") == 1
+    for part in ("kfree_skb", "NETFILTER_DROP", "2001:db8:1::2", "2001:db8:2::2", "r0"):
+        assert part in running.seen
+    assert "\x1b" not in running.seen
+
+
+@pytest.mark.parametrize("count", [1, 7, 100])
+def test_count_is_exact_within_a_batch_too(network: lab.Lab, tmp_path: Path, count: int) -> None:
+    arguments = ("--netns", network.client.name, "--format", "json", "-c", str(count))
+    with capturing(tmp_path, *arguments) as running:
+        lab.udp_exchange(network.route, count=50)
+        assert running.wait() == 0
+    assert len(running.events) == count
+    assert f"ptrace: {count} event" in running.said
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("700ms", 0.7), ("1", 1.0)])
+def test_duration_ends_it(network: lab.Lab, tmp_path: Path, text: str, seconds: float) -> None:
+    with capturing(tmp_path, "--netns", network.client.name, "--duration", text) as running:
+        started = time.monotonic()
+        assert running.wait() == 0
+        took = time.monotonic() - started
+    found = re.search(r"in (\d+\.\d) s", running.said)
+    assert found
+    assert seconds - 0.1 <= float(found[1]) <= seconds + 0.5
+    assert took < seconds + 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_with_all_that_was_seen(network: lab.Lab, tmp_path: Path, number: int) -> None:
+    with capturing(
+        tmp_path, "--netns", network.client.name, "--probe", "net_dev_queue", "--format", "json"
+    ) as running:
+        lab.udp_exchange(network.route, count=5)
+        assert running.end(number) == 0
+    assert len(running.events) == 5
+    assert "5 events of 5 packets" in running.said
+
+
+def test_interfaces_are_attached_to_and_left_alone_again(network: lab.Lab, tmp_path: Path) -> None:
+    def links() -> str:
+        with entered(network.router.netns):
+            return subprocess.run(["ip", "-d", "link"], capture_output=True, text=True, check=True).stdout
+
+    before = links()
+    arguments = ("-i", "r0", "--netns", network.router.name, "--probe", "xdp", "--probe", "tc:*", "-v")
+    with capturing(tmp_path, *arguments) as running:
+        assert "prog/xdp" in links()
+        lab.udp_exchange(network.route)
+        until(lambda: running.seen.count("\n") >= 3, running.said)
+        running.process.kill()  # not even then does anything stay
+        running.process.wait(PATIENCE)
+        until(lambda: "xdp" not in links(), "XDP is still attached")
+    for probe in ("xdp", "tc:ingress", "tc:egress"):
+        assert probe in running.seen
+    assert links() == before
+    assert re.search(r"xdp on r0: (native|generic)", running.said)
+    assert re.search(r"tc:egress on r0: (tcx|clsact)", running.said)
+
+
+def test_only_packets_with_the_mark(network: lab.Lab, tmp_path: Path) -> None:
+    def send(mark: int) -> None:
+        with entered(network.client.netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            end.sendto(b"x", (network.route.server_addresses[4], 82))
+
+    arguments = (
+        "--netns",
+        network.client.name,
+        "--probe",
+        "net_dev_queue",
+        "--mark",
+        "0x10/0xf0",
+        "--format",
+        "json",
+    )
+    with capturing(tmp_path, *arguments) as running:
+        for mark in (0, 0x20, 0x11, 0x30, 0x10):
+            send(mark)
+        until(lambda: len(running.events) >= 2, running.said)
+        assert running.end() == 0
+    assert [event["mark"] for event in running.events] == [0x11, 0x10]
+
+
+def test_two_at_once(network: lab.Lab, tmp_path: Path) -> None:
+    arguments = ("--netns", network.client.name, "--probe", "net_dev_queue", "--format", "json")
+    with capturing(tmp_path / "one", *arguments) as one, capturing(tmp_path / "two", *arguments) as two:
+        lab.udp_exchange(network.route, count=3)
+        until(lambda: len(one.events) == len(two.events) == 3, one.said + two.said)
+        assert one.end() == two.end() == 0
+
+
+# Output that fails
+
+
+def test_a_file_has_the_events_and_stdout_has_none(network: lab.Lab, tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text("of the last capture\n")
+    with capturing(
+        tmp_path, "--netns", network.router.name, "--profile", "drops", "-w", str(path)
+    ) as running:
+        lab.dropped(network.route, count=2)
+        until(lambda: path.read_text().count('"event"') >= 2, running.said)
+        assert running.end() == 0
+    assert running.seen == ""
+    lines = path.read_text().splitlines()
+    assert sum('"type":"event"' in line.replace(" ", "") for line in lines) == 2
+    assert '"type":"end"' in lines[-1].replace(" ", "")
+
+
+def test_a_file_and_text_when_both_are_asked_for(network: lab.Lab, tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    arguments = (
+        "--netns",
+        network.router.name,
+        "--profile",
+        "drops",
+        "-w",
+        str(path),
+        "--format",
+        "text",
+        "-c",
+        "1",
+    )
+    with capturing(tmp_path, *arguments) as running:
+        lab.dropped(network.route)
+        assert running.wait() == 0
+    assert running.seen.count("NETFILTER_DROP") == path.read_text().count("NETFILTER_DROP") == 1
+
+
+def test_a_mistake_does_not_cost_the_last_capture(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text("of the last capture\n")
+    assert ptrace("capture", "-i", "no-such-device", "-w", str(path)).returncode == 2
+    assert path.read_text() == "of the last capture\n"
+
+
+def test_a_reader_that_leaves_ends_it_quietly(network: lab.Lab, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with capturing(tmp_path, "--netns", network.client.name, stdout=write) as running:
+        os.close(write)
+        lab.udp_exchange(network.route)
+        assert os.read(read, 1)
+        os.close(read)
+        lab.udp_exchange(network.route)
+        assert running.wait() == 0
+    assert "roken" not in running.said
+    assert running.said.count("\n") == 2  # that it began, and the totals
+
+
+def test_a_reader_that_leaves_while_nothing_happens_ends_it_too(network: lab.Lab, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with capturing(tmp_path, "--netns", network.server.name, stdout=write) as running:
+        os.close(write)
+        os.close(read)
+        started = time.monotonic()
+        assert running.wait() == 0
+        assert time.monotonic() - started < 5
+    assert running.said.count("\n") == 2
+
+
+def test_a_full_disk_is_one_line_and_the_totals_are_told(network: lab.Lab, tmp_path: Path) -> None:
+    with (
+        Path("/dev/full").open("w") as full,
+        capturing(tmp_path, "--netns", network.client.name, stdout=full) as running,
+    ):
+        lab.udp_exchange(network.route)
+        assert running.wait() == 1
+    assert "ptrace: standard output: No space left on device\n" in running.said
+    assert re.search(r"^ptrace: \d+ events? of", running.said, re.MULTILINE)
+    assert running.said.count("\n") == 3
+
+
+def test_a_file_that_may_grow_no_more_ends_with_a_whole_line(network: lab.Lab, tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    with capturing(
+        tmp_path,
+        *("--netns", network.client.name, "-w", str(path)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    ) as running:
+        lab.udp_exchange(network.route, count=40)
+        assert running.wait() == 1
+    assert f"ptrace: {path}: File too large\n" in running.said
+    text = path.read_text()
+    assert 1 < len(text) <= 20_000
+    assert text.endswith("}\n")
+
+
+def test_a_file_that_cannot_be_made(tmp_path: Path) -> None:
+    result = ptrace("capture", "-w", str(tmp_path / "no" / "such" / "trace.jsonl"))
+    assert result.returncode == 1
+    assert result.stderr == f"ptrace: {tmp_path}/no/such/trace.jsonl: No such file or directory\n"
+
+
+def test_loss_is_told_even_when_quiet(network: lab.Lab, tmp_path: Path) -> None:
+    """The reader is stopped while more comes than the smallest rings hold."""
+    arguments = ("--netns", network.client.name, "--ring-size", "64K", "-s", "2000", "--format", "json", "-v")
+    with capturing(tmp_path, *arguments) as running:
+        running.process.send_signal(signal.SIGSTOP)
+        lab.udp_exchange(network.route, count=2000, request=1000)
+        running.process.send_signal(signal.SIGCONT)
+        assert running.end() == 0
+    found = re.search(r"^ptrace: LOST ([\d,]+) events, the rings were full: (.*)", running.said, re.MULTILINE)
+    assert found, running.said
+    end = running.objects[-1]
+    lost = int(found[1].replace(",", ""))
+    assert end["lost"] == lost > 0
+    kept = sum(counters["kept"] for counters in end["probes"].values())
+    seen = sum(counters["seen"] for counters in end["probes"].values())
+    assert kept == len(running.events)
+    assert seen == kept + lost
+
+
+# A terminal
+
+
+def test_the_status_line_makes_way_for_events(network: lab.Lab) -> None:
+    """Stdout and stderr are one terminal, as they are for a user."""
+    primary, secondary = pty.openpty()
+    command = [*PTRACE, "capture", "--netns", network.router.name, "--profile", "drops", "-c", "3"]
+    process = subprocess.Popen(command, stdout=secondary, stderr=secondary, env={**alone(), "TERM": "xterm"})
+    os.close(secondary)
+    shown = b""
+    sent = 0.0
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while time.monotonic() < deadline:
+            if select.select([primary], [], [], 0.1)[0]:
+                try:
+                    shown += os.read(primary, 65536)
+                except OSError:  # EIO: nobody has the other end open any more
+                    break
+            if b"0 events" in shown and time.monotonic() - sent > 0.5:
+                lab.dropped(network.route)
+                sent = time.monotonic()
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(primary)
+    text = shown.decode()
+    assert "(ctrl-C ends it)" in text
+    assert "\x1b[3" in text.replace("\x1b[K", ""), "events are coloured on a terminal"
+    # What stays on the screen: of each line, what follows the last time it was written over.
+    stays = [re.sub(r"\x1b\[[0-9;]*m", "", line.split("\r\x1b[K")[-1]) for line in text.split("\r\n")]
+    assert sum("NETFILTER_DROP" in line for line in stays) == 3
+    assert not [line for line in stays if "ctrl-C" in line]
+    assert re.fullmatch(r"ptrace: 3 events of 3 packets in \d\.\d s, none lost", stays[-2])
+
+
+def test_messages_as_json(network: lab.Lab, tmp_path: Path) -> None:
+    import json
+
+    arguments = ("--netns", network.client.name, "-v", "--log-format", "json", "--duration", "300ms")
+    with capturing(tmp_path, *arguments) as running:
+        assert running.wait() == 0
+    said = [json.loads(line) for line in running.said.splitlines()]
+    assert all({"event", "level", "timestamp", "source"} <= set(line) for line in said)
+    assert said[-1]["events"] == 0
+    assert said[-1]["lost"] == 0
+    result = ptrace("capture", "--log-format", "json", "-i", "no-such-device")
+    assert result.returncode == 2
+    assert json.loads(result.stderr)["level"] == "error"
+
+
+# Privileges
+
+DROPPED = """
+import os, sys
+from packet_tracer.cli import main
+import packet_tracer.capture, packet_tracer.cli.output, packet_tracer.cli.capturing, packet_tracer.doctor
+import packet_tracer.formats.text, packet_tracer.formats.jsonl, packet_tracer.demo, packet_tracer.events
+main(["--version"])
+main(["doctor"])
+sys.stdout.flush()
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+print("--", flush=True)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("arguments", [["capture"], ["capture", "-i", "lo"], ["demo"], ["doctor"]])
+def test_without_privileges_it_is_exit_3_and_one_line(arguments: list[str]) -> None:
+    """All that is imported is imported before, because the interpreter itself may be root's alone to read."""
+    result = subprocess.run(
+        [sys.executable, "-c", DROPPED, *arguments], capture_output=True, text=True, timeout=PATIENCE, cwd="/"
+    )
+    assert result.returncode == 3, result.stderr
+    if arguments == ["doctor"]:
+        said = result.stdout.partition("--\n")[2]
+        assert re.search(r"capabilities +no +run as root or grant CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN", said)
+        assert result.stderr == ""
+    else:
+        assert result.stderr.startswith("ptrace: ")
+        assert result.stderr.count("\n") == 1
+        assert re.search("root|CAP_", result.stderr)
