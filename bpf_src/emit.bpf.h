@@ -55,14 +55,6 @@ static __always_inline bool passes_metadata(const struct packet_view *view)
 	       match_interface(view->netns_inode, view->ifindex, view->rx_ifindex) && match_mark(view->mark);
 }
 
-/* Bytes to copy: the snaplen, but at least what the headers are parsed from. */
-static __always_inline __u32 bytes_wanted(__u32 length)
-{
-	__u32 wanted = config_snaplen > PARSE_BYTES ? config_snaplen : PARSE_BYTES;
-
-	return length < wanted ? length : wanted;
-}
-
 static __always_inline void *ring_of_this_cpu(void)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
@@ -105,7 +97,6 @@ static __always_inline void fill_head(struct ptrace_event *record, const struct 
 	record->verdict = facts->verdict;
 	record->location = facts->location;
 	record->stack_id = -1;
-	fill_task(record);
 }
 
 static __always_inline void fill_namespace(struct ptrace_event *record, const struct packet_view *view)
@@ -138,6 +129,9 @@ static __always_inline void fill_skb_metadata(struct ptrace_event *record, const
 		record->gso_type = BPF_CORE_READ(shared, gso_type);
 	}
 	record->packet_length = view->length;
+	record->protocol = view->protocol;
+	if (view->link_header)
+		record->flags |= PTRACE_EVENT_LINK_HEADER;
 	record->data_length = view->nonlinear;
 	if (vlan) {
 		record->vlan_tci = vlan;
@@ -145,35 +139,43 @@ static __always_inline void fill_skb_metadata(struct ptrace_event *record, const
 	}
 }
 
-/* Parses the `copied` bytes behind the head and sets how many of them the record holds. */
-static __always_inline void finish_bytes(struct ptrace_event *record, const struct copy *copy, __u32 protocol,
-					 bool link_header)
+/* Parses the bytes behind the head and sets how many of them the record holds. */
+static __always_inline void finish_bytes(const struct copy *copy)
 {
-	__u32 captured = copy->done < config_snaplen ? copy->done : config_snaplen;
+	struct ptrace_event *record = copy->record;
+	__u32 captured = copied(copy);
 
-	record->captured_length = copy->done;
-	if (link_header)
-		record->flags |= PTRACE_EVENT_LINK_HEADER;
-	if (copy->done < copy->wanted)
+	if (captured < walk_of(copy)->wanted)
 		record->flags |= PTRACE_EVENT_BYTES_MISSING;
-	parse_packet(record, protocol, link_header);
+	__builtin_memset(record->source, 0, sizeof(struct walk));
+	parse_packet(record);
+	if (captured > config_snaplen)
+		captured = config_snaplen;
 	record->captured_length = captured;
-	record->size += captured;
+	record->size = sizeof(*record) + captured;
+	fill_task(record);
+	identify(record);
+}
+
+/* The bytes of a packet whose walk is set, and what they tell. */
+static __noinline int fill_bytes(struct ptrace_event *record, struct sk_buff *skb, __u32 room)
+{
+	struct copy copy = {.record = record, .room = room};
+
+	copy_packet(&copy, skb);
+	finish_bytes(&copy);
+	return 0;
 }
 
 /* Fills a record that has `room` bytes behind its head. */
 static __noinline int fill_skb(struct ptrace_event *record, struct packet_view *view, const struct facts *facts,
 			       __u32 room)
 {
-	struct copy copy = {.to = (__u8 *)(record + 1), .room = room, .wanted = bytes_wanted(view->length)};
-
 	fill_head(record, facts);
 	fill_namespace(record, view);
 	fill_skb_metadata(record, view);
-	copy_packet(&copy, view);
-	finish_bytes(record, &copy, view->protocol, view->link_header);
-	identify(record);
-	return 0;
+	start_walk(record, view);
+	return fill_bytes(record, view->skb, room);
 }
 
 /* Keeps the counters' invariant for one event: seen = kept + lost. */

@@ -249,11 +249,12 @@ static __always_inline __u32 parse_link(struct ptrace_event *record)
  * Parses the `captured_length` bytes behind the record's head. `protocol` (an EtherType, host order) says what a packet
  * without link header is; with one, its own type counts.
  */
-static __noinline int parse_packet(struct ptrace_event *record, __u32 protocol, __u32 link_header)
+static __noinline int parse_packet(struct ptrace_event *record)
 {
+	__u32 protocol = record->protocol;
 	bool transport = false;
 
-	if (link_header)
+	if (record->flags & PTRACE_EVENT_LINK_HEADER)
 		protocol = parse_link(record);
 	record->protocol = protocol;
 	record->network_offset = position(record);

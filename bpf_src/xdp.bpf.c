@@ -12,18 +12,18 @@ static __always_inline __u32 packet_length(struct xdp_md *ctx, __u32 linear)
 	return linear;
 }
 
-static __always_inline void copy_buffer(struct copy *copy, struct xdp_md *ctx, __u64 data, __u32 linear)
+static __always_inline void copy_buffer(const struct copy *copy, struct xdp_md *ctx, __u64 data, __u32 linear)
 {
-	__u32 part = copy->wanted;
+	__u32 part = walk_of(copy)->wanted;
 
 	OPAQUE(part);
 	if (!part || part > copy->room)
 		return;
 	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_xdp_load_bytes)) {
-		if (!bpf_xdp_load_bytes(ctx, 0, copy->to, part))
-			copy->done = part;
-	} else if (part <= linear && !bpf_probe_read_kernel(copy->to, part, (void *)data)) {
-		copy->done = part;
+		if (!bpf_xdp_load_bytes(ctx, 0, data_of(copy), part))
+			add_copied(copy, part);
+	} else if (part <= linear && !bpf_probe_read_kernel(data_of(copy), part, (void *)data)) {
+		add_copied(copy, part);
 	}
 }
 
@@ -35,7 +35,7 @@ static __noinline int fill_xdp(struct ptrace_event *record, struct xdp_md *ctx, 
 			      .direction = PTRACE_DIRECTION_INGRESS,
 			      .verdict = XDP_PASS,
 			      .flags = PTRACE_EVENT_VERDICT};
-	struct copy copy = {.to = (__u8 *)(record + 1), .room = room, .wanted = bytes_wanted(view->length)};
+	struct copy copy = {.record = record, .room = room};
 	struct xdp_buff *xdp = (struct xdp_buff *)ctx;
 
 	fill_head(record, &facts);
@@ -46,9 +46,10 @@ static __noinline int fill_xdp(struct ptrace_event *record, struct xdp_md *ctx, 
 	record->queue = READ(xdp, rxq, queue_index);
 	record->packet_length = view->length;
 	record->data_length = view->nonlinear;
+	record->flags |= PTRACE_EVENT_LINK_HEADER;
+	walk_of(&copy)->wanted = bytes_wanted(view->length);
 	copy_buffer(&copy, ctx, (__u64)view->head, view->linear_end);
-	finish_bytes(record, &copy, 0, true);
-	identify(record);
+	finish_bytes(&copy);
 	return 0;
 }
 
