@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from packet_tracer.bpf.privileges import missing_capabilities
 from packet_tracer.cli.output import Output
 from packet_tracer.cli.totals import Totals, counted, duration_text, loss_text, lost_by_probe
 from packet_tracer.diagnostics import Settings, logger, say
+from packet_tracer.errors import EXIT_NOT_PERMITTED, BpfError, NotPermittedError
 from packet_tracer.events import EventBatch
 from packet_tracer.events.batch import RecordBlock
 from packet_tracer.terminal import StatusLine
@@ -64,7 +66,7 @@ class Capture:
         """Capture. The totals are told, and written to every file, whatever ends it."""
         with self._signals():
             try:
-                with self._tracer:
+                with _privileges_explained(), self._tracer:
                     self._announce()
                     for output in self._outputs:
                         output.begin(self._tracer, self._snaplen)
@@ -166,6 +168,19 @@ class Capture:
         if self._stopped:
             raise KeyboardInterrupt
         self._stop()
+
+
+@contextmanager
+def _privileges_explained() -> Iterator[None]:
+    """Say all that is lacking, instead of what the first refused call lacked."""
+    try:
+        yield
+    except BpfError as error:
+        missing = missing_capabilities("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
+        if error.exit_code != EXIT_NOT_PERMITTED or not missing:
+            raise
+        what = f"tracing needs {', '.join(missing)}: run it as root (sudo), or grant them"
+        raise NotPermittedError(what) from error
 
 
 def first(batch: EventBatch, count: int) -> EventBatch:

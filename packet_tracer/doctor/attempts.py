@@ -195,7 +195,10 @@ def _scratch_cgroup() -> Iterator[Path]:
     if root is None:
         raise PtraceError("no cgroup v2 is mounted")
     path = Path(root, f"ptrace-doctor-{os.getpid()}")
-    path.mkdir()
+    try:
+        path.mkdir()
+    except OSError as error:
+        raise PtraceError(f"a cgroup to try it in can't be made: {error.strerror}") from error
     try:
         yield path
     finally:
