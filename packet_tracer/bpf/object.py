@@ -211,7 +211,7 @@ class OpenedObject:
         for name, program in programs.items():
             program.section = self.programs[name].section
             program.expected_attach_type = self.programs[name].expected_attach_type
-        maps = open_maps(self.maps.values())
+        maps = open_maps(self.maps.values(), self.btf)
         for name, each in maps.items():
             each.bind(self.maps[name]._handle)
         return LoadedObject(self.name, programs, maps, handle)
@@ -226,7 +226,7 @@ class PreparedObject:
     def __init__(self, opened: OpenedObject) -> None:
         self._handle, opened._handle = opened._handle, None
         self.name = opened.name
-        self.maps: Mapping[str, Map] = MappingProxyType(open_maps(opened.maps.values()))
+        self.maps: Mapping[str, Map] = MappingProxyType(open_maps(opened.maps.values(), opened.btf))
         btf_fd = lib.bpf_object__btf_fd(self._handle)
         self.programs: Mapping[str, PreparedProgram] = MappingProxyType(
             {
@@ -321,13 +321,15 @@ class LoadedObject:
         return memoryview(ffi.buffer(pointer, size[0]))
 
 
-def open_maps(specs: Iterable[MapSpec]) -> dict[str, Map]:
+def open_maps(specs: Iterable[MapSpec], btf: Btf) -> dict[str, Map]:
     """Return maps over duplicates of libbpf's file descriptors, so that each has one owner."""
-    return {
-        spec.name: Map.from_fd(lib.bpf_map__fd(spec._handle))
-        for spec in specs
-        if spec.autocreate and lib.bpf_map__fd(spec._handle) >= 0
-    }
+    maps = {}
+    for spec in specs:
+        fd = lib.bpf_map__fd(spec._handle)
+        if spec.autocreate and fd >= 0:
+            maps[spec.name] = Map.from_fd(fd)
+            maps[spec.name].describe(btf, *spec.type_ids)
+    return maps
 
 
 def close_all(owners: Iterable[Program | Map]) -> None:

@@ -71,6 +71,8 @@ class MapSpec:
     def __init__(self, handle: CData, section: str | None) -> None:
         self._handle = handle
         self.name = section or text(lib.bpf_map__name(handle))
+        # libbpf forgets these when it creates a map of a type that the kernel takes no BTF for.
+        self.type_ids = self.btf_key_type_id, self.btf_value_type_id
 
     def __repr__(self) -> str:
         return f"<MapSpec {self.name!r} {name_of(MapType, self.type)}>"

@@ -19,6 +19,8 @@ from packet_tracer.bpf.maps.info import MapInfo, read_info
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from packet_tracer.bpf.btf import Btf
+
 _PER_CPU = frozenset(
     {
         MapType.PERCPU_HASH,
@@ -151,6 +153,9 @@ class Map(Descriptor):
         Types that only libbpf can fill need it: STRUCT_OPS and ARENA.
         """
         self._libbpf = handle
+
+    def describe(self, btf: Btf, key_type_id: int, value_type_id: int) -> None:
+        """Be told by an object how it declares the map: the kernel keeps no BTF for maps of some types."""
 
     def info(self) -> MapInfo:
         """Return what the kernel says of the map now: sizes, flags, whether frozen, memory in bytes."""

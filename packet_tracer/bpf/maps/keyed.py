@@ -11,12 +11,14 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar, cast
 
 from packet_tracer.bpf._libbpf import ffi, lib
+from packet_tracer.bpf.btf import Btf
 from packet_tracer.bpf.enums import UpdateFlags
 from packet_tracer.bpf.maps import batch
 from packet_tracer.bpf.maps.codecs import Codec, CodecSpec, codec_of
+from packet_tracer.bpf.maps.codecs.btf import BtfCodecs
 from packet_tracer.bpf.maps.errors import UNSUPPORTED_ERRNOS, CodecError, IterationAborted
 from packet_tracer.bpf.maps.generic import Map
-from packet_tracer.bpf.maps.types import map_codec
+from packet_tracer.bpf.maps.types import codec_of_type, map_codec
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -52,6 +54,20 @@ class KeyedMap(Map, Generic[K, V]):
     def value_codec(self) -> Codec[V]:
         """How values are laid out; a per-CPU map's takes one value per possible CPU."""
         return self._wrap_value(map_codec(self, self.btf_value_type_id, self.value_size))
+
+    def describe(self, btf: Btf, key_type_id: int, value_type_id: int) -> None:
+        """Take codecs from an object's types, unless the kernel has the map's types or they were given."""
+        if self.btf_id:
+            return
+        # At once: the types are gone when the object is.
+        codecs = BtfCodecs(btf)
+        for name, type_id, size in (
+            ("key_codec", key_type_id, self.key_size),
+            ("value_codec", value_type_id, self.value_size),
+        ):
+            if type_id and name not in self.__dict__:
+                codec = codec_of_type(codecs, type_id, size)
+                self.__dict__[name] = self._wrap_value(codec) if name == "value_codec" else codec
 
     def _wrap_value(self, codec: Codec[Any]) -> Codec[V]:
         """Return the codec of what user space reads for one value: per-CPU maps override this."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from packet_tracer.bpf._libbpf import lib
 from packet_tracer.bpf.enums import AttachType, MapType
-from packet_tracer.bpf.errors import AttachError
+from packet_tracer.bpf.errors import AttachError, MapError
 from packet_tracer.bpf.maps.codecs import CodecSpec, codec_of
 from packet_tracer.bpf.maps.generic import Map, create_fd
 from packet_tracer.bpf.maps.keyed import KeyedMap
@@ -87,6 +88,15 @@ class SockMap(ReadableObjectArray):
     def __getitem__(self, index: int) -> int:
         """Return the cookie of the socket in a slot; KeyError where it is empty."""
         return self._required(index)
+
+    def __delitem__(self, index: int) -> None:
+        """Empty a slot; KeyError where it is empty."""
+        try:
+            super().__delitem__(index)
+        except MapError as error:
+            if error.errno == errno.EINVAL:  # what the kernel says of an empty slot here, not ENOENT
+                raise KeyError(index) from None
+            raise
 
     def attach(self, program: Program, attach_type: int | None = None) -> SocketProgram:
         """Attach an ``sk_skb`` or ``sk_msg`` program, at the type it was loaded for or at another."""

@@ -29,10 +29,16 @@ def map_codec(map: Map, type_id: int, size: int) -> Codec[Any]:  # noqa: A002
     if map.btf_id and type_id:
         _, codecs = _types(map.btf_id)
         if codecs is not None:
-            with suppress(CodecError):  # what BTF describes need not be a value: a function, a forward
-                codec = codecs.codec(type_id)
-                if codec.size == size:
-                    return codec
+            return codec_of_type(codecs, type_id, size)
+    return Bytes(size)
+
+
+def codec_of_type(codecs: BtfCodecs, type_id: int, size: int) -> Codec[Any]:
+    """Return the codec of a type that is ``size`` bytes long, of plain bytes where it is no such value."""
+    with suppress(CodecError):  # what BTF describes need not be a value: a function, a forward
+        codec = codecs.codec(type_id)
+        if codec.size == size:
+            return codec
     return Bytes(size)
 
 
