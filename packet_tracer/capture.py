@@ -1,9 +1,9 @@
 """Tracing packets from Python: :class:`Tracer` attaches probes and yields what they see.
 
-    from packet_tracer import Tracer
-    with Tracer(netns="client", interface="c0", profile="drops") as tracer:
-        for event in tracer.events(limit=100, timeout=5.0):
-            print(event.timestamp, event.probe, event.packet.source, event.drop_reason)
+from packet_tracer import Tracer
+with Tracer(netns="client", interface="c0", profile="drops") as tracer:
+    for event in tracer.events(limit=100, timeout=5.0):
+        print(event.timestamp, event.probe, event.packet.source, event.drop_reason)
 """
 
 from __future__ import annotations
@@ -38,18 +38,20 @@ def _texts(value: str | Iterable[str] | None) -> tuple[str, ...]:
 class Tracer:
     """A capture: attached between ``with`` and its end, an iterable of events, in order of time.
 
-    - ``interface``: a name or several; only packets at these devices, or that came in by them. XDP and TC probes attach
-      here. ``"any"`` is no filter.
-    - ``netns``: name, path, ``pid:N`` or several of them; ``"all"`` is no filter. Without it: the caller's namespace if an
-      interface is named, else all. Netfilter probes attach in the given ones (for all: in the caller's).
+    - ``interface``: a name or several; only packets at these devices, or that came in by them. XDP and TC
+      probes attach here. ``"any"`` is no filter.
+    - ``netns``: name, path, ``pid:N`` or several of them; ``"all"`` is no filter. Without it: the caller's
+      namespace if an interface is named, else all. Netfilter probes attach in the given ones (for all: in
+      the caller's).
     - ``mark``: the value of ``skb->mark``, or ``(value, mask)``.
-    - ``probes``: globs over the names that ``ptrace probes`` lists; ``profile``: a named choice (default: ``"default"``).
+    - ``probes``: globs over the names that ``ptrace probes`` lists; ``profile``: a named choice (default:
+      ``"default"``).
     - ``snaplen``: bytes kept of each packet, up to 9216. ``ring_bytes``: memory of all ring buffers together.
     - ``count_rejected``: also count what the filters turn away (a few nanoseconds a packet).
 
-    Raises UsageError for what does not exist, NotPermittedError without the privileges (CAP_BPF, CAP_PERFMON and
-    CAP_NET_ADMIN), NotSupportedError and BpfError for what this kernel refuses. One thread reads; :meth:`stop` may be called
-    from any, and from a signal handler.
+    Raises UsageError for what does not exist, NotPermittedError without the privileges (CAP_BPF,
+    CAP_PERFMON and CAP_NET_ADMIN), NotSupportedError and BpfError for what this kernel refuses. One thread
+    reads; :meth:`stop` may be called from any, and from a signal handler.
     """
 
     def __init__(
@@ -110,7 +112,9 @@ class Tracer:
         self._session, self._context = session, context
 
     def stop(self) -> None:
-        """End the capture: iterators yield what the rings still hold, then finish. Detaching is left to them."""
+        """End the capture: iterators yield what the rings still hold, then finish. Detaching is left to
+        them.
+        """
         self._stopped = True
 
     def close(self) -> None:
@@ -139,20 +143,25 @@ class Tracer:
 
     @property
     def context(self) -> Context:
-        """What names the numbers in this capture's records: probes, interfaces, namespaces, drop reasons, clock."""
+        """What names the numbers in this capture's records: probes, interfaces, namespaces, drop reasons,
+        clock.
+        """
         if self._context is None:
             raise ValueError("the tracer is not started")
         return self._context
 
     def fileno(self) -> int:
-        """Return a descriptor that becomes readable when a ring fills; a quiet one is looked at every 100 ms."""
+        """Return a descriptor that becomes readable when a ring fills; a quiet one is looked at every 100
+        ms.
+        """
         return self._reader().fileno()
 
     def batches(self, *, timeout: float | None = None) -> Iterator[EventBatch]:
-        """Yield events by the batch, as fast as they can be had, until the time-out (seconds) or :meth:`stop`.
+        """Yield events by the batch, as fast as they can be had, until the time-out (seconds) or
+        :meth:`stop`.
 
-        Batches are never empty, and in order of time. After :meth:`stop` the probes are detached and what they left in the
-        rings is yielded, so that nothing kept is lost.
+        Batches are never empty, and in order of time. After :meth:`stop` the probes are detached and what
+        they left in the rings is yielded, so that nothing kept is lost.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._stopped:
@@ -175,7 +184,9 @@ class Tracer:
             yield EventBatch(batch, self.context)
 
     def events(self, limit: int | None = None, timeout: float | None = None) -> Iterator[Event]:
-        """Yield events until ``limit`` of them, ``timeout`` seconds or :meth:`stop`, whichever comes first."""
+        """Yield events until ``limit`` of them, ``timeout`` seconds or :meth:`stop`, whichever comes
+        first.
+        """
         left = limit
         for batch in self.batches(timeout=timeout):
             for event in batch:

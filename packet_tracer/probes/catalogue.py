@@ -10,9 +10,13 @@ import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from packet_tracer.errors import UsageError
 from packet_tracer.events._layout import Hook, ProbeId
+
+
+Family = Literal["ipv4", "ipv6"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class Probe:
     object: str
     programs: tuple[str, ...]
     summary: str
-    argument: tuple[str, int] | None = None
+    argument: tuple[Family, int] | None = None
 
     @property
     def needs_interface(self) -> bool:
@@ -57,7 +61,11 @@ _NETFILTER_HOOKS = (
 
 
 def _netfilter() -> Iterable[Probe]:
-    for family, first in (("ipv4", ProbeId.NETFILTER_IPV4), ("ipv6", ProbeId.NETFILTER_IPV6)):
+    families: tuple[tuple[Family, int], ...] = (
+        ("ipv4", ProbeId.NETFILTER_IPV4),
+        ("ipv6", ProbeId.NETFILTER_IPV6),
+    )
+    for family, first in families:
         for number, (hook, summary) in enumerate(_NETFILTER_HOOKS):
             yield Probe(
                 f"netfilter:{family}:{hook}",
@@ -75,11 +83,22 @@ PROBES: tuple[Probe, ...] = (
     Probe("xdp", ProbeId.XDP, Hook.XDP, "xdp", ("xdp",), "the driver's receive path, before there is an skb"),
     _tracepoint(ProbeId.NAPI_GRO_RECEIVE_ENTRY, "a driver hands a packet to GRO"),
     _tracepoint(ProbeId.NETIF_RX, "a packet is queued to a CPU's backlog (loopback, veth, tunnels)"),
-    Probe("tc:ingress", ProbeId.TC_INGRESS, Hook.TC, "tc", ("tc_ingress",), "traffic control, as a packet comes in"),
-    _tracepoint(ProbeId.NETIF_RECEIVE_SKB, "the stack starts on a received packet: what tcpdump sees coming in"),
+    Probe(
+        "tc:ingress",
+        ProbeId.TC_INGRESS,
+        Hook.TC,
+        "tc",
+        ("tc_ingress",),
+        "traffic control, as a packet comes in",
+    ),
+    _tracepoint(
+        ProbeId.NETIF_RECEIVE_SKB, "the stack starts on a received packet: what tcpdump sees coming in"
+    ),
     *_netfilter(),
     _tracepoint(ProbeId.NET_DEV_QUEUE, "a packet is queued to a device"),
-    Probe("tc:egress", ProbeId.TC_EGRESS, Hook.TC, "tc", ("tc_egress",), "traffic control, as a packet goes out"),
+    Probe(
+        "tc:egress", ProbeId.TC_EGRESS, Hook.TC, "tc", ("tc_egress",), "traffic control, as a packet goes out"
+    ),
     _tracepoint(ProbeId.NET_DEV_START_XMIT, "a packet is handed to the driver: what tcpdump sees going out"),
     _tracepoint(
         ProbeId.NET_DEV_XMIT, "the driver's answer to it", "net_dev_start_xmit_remember", "net_dev_xmit"
@@ -118,8 +137,8 @@ def by_id(probe_id: int) -> Probe:
 def select(patterns: Iterable[str] = (), profile: str | None = None) -> tuple[Probe, ...]:
     """Return the probes that glob patterns and a profile name, in catalogue order, each once.
 
-    Neither given means the profile ``default``. Raises UsageError for a pattern that matches no probe and for a profile
-    that does not exist, with what there is.
+    Neither given means the profile ``default``. Raises UsageError for a pattern that matches no probe and
+    for a profile that does not exist, with what there is.
     """
     wanted = list(patterns)
     if profile is not None or not wanted:

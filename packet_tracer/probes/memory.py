@@ -1,8 +1,9 @@
 """Where the kernel keeps the bytes of a page, for packets that do not lie in one piece.
 
-Programs that have no helper to read a whole packet walk its pages themselves. A page's bytes lie in the linear mapping, at
-``base + (address of its struct page / sizeof(struct page) << page shift)``; the base follows from two variables of the kernel
-(arch/x86/include/asm/page_64.h, Documentation/arch/x86/x86_64/mm.rst).
+Programs that have no helper to read a whole packet walk its pages themselves. A page's bytes lie in the
+linear mapping, at ``base + (address of its struct page / sizeof(struct page) << page shift)``; the base
+follows from two variables of the kernel (arch/x86/include/asm/page_64.h,
+Documentation/arch/x86/x86_64/mm.rst).
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ _WORD = 1 << 64
 
 @dataclass(frozen=True, slots=True)
 class PageMapping:
-    """How to get from a ``struct page`` to its bytes; a ``base`` of 0 means that it could not be found out."""
+    """How to get from a ``struct page`` to its bytes; a ``base`` of 0 means that it could not be found
+    out.
+    """
 
     base: int
     struct_bytes: int

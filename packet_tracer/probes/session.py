@@ -1,7 +1,8 @@
 """The kernel side of one capture: its objects configured and loaded, its programs attached, its maps at hand.
 
-Each family of hooks is an object of its own (``bpf_src/*.bpf.c``); the objects of a capture share one set of maps. All that
-this module attaches is held by file descriptors, so the kernel takes it away whatever ends the process.
+Each family of hooks is an object of its own (``bpf_src/*.bpf.c``); the objects of a capture share one set
+of maps. All that this module attaches is held by file descriptors, so the kernel takes it away whatever
+ends the process.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from packet_tracer import netns as namespaces
 from packet_tracer.bpf import link as links
@@ -32,6 +34,7 @@ from packet_tracer.events._layout import (
     Hook,
     ProbeId,
 )
+from packet_tracer.filter.patch import Patched
 from packet_tracer.netns import Netns
 from packet_tracer.probes.catalogue import PROBES, Probe
 from packet_tracer.probes.memory import UNKNOWN, PageMapping, page_mapping
@@ -39,8 +42,8 @@ from packet_tracer.probes.memory import UNKNOWN, PageMapping, page_mapping
 #: Maps that all objects of a capture have in common (bpf_src/maps.bpf.h, tracking.bpf.h).
 _SHARED_MAPS = ("rings", "counters", "packets", "tracking")
 _END_PROBES = (ProbeId.KFREE_SKB, ProbeId.CONSUME_SKB)
-#: Before everything else in a hook, so that a packet is seen whatever becomes of it there. The very first and the very last
-#: priority are the kernel's own (84601d6ee68a).
+#: Before everything else in a hook, so that a packet is seen whatever becomes of it there. The very first
+#: and the very last priority are the kernel's own (84601d6ee68a).
 _NETFILTER_PRIORITY = -(1 << 31) + 1
 _SMALLEST_RING = 1 << 16
 
@@ -56,9 +59,11 @@ class AttachPoint:
 
 @dataclass(frozen=True, slots=True)
 class KernelSetup:
-    """All that decides what the kernel side does. Sizes are in bytes; ``rodata`` holds the filters' variables.
+    """All that decides what the kernel side does. Sizes are in bytes; ``rodata`` holds the filters'
+    variables.
 
-    ``edit`` puts the packet filter into a prepared program; it returns the program's new code, or None to leave it.
+    ``edit`` puts the packet filter into a prepared program; it returns the program's new code, or None to
+    leave it.
     """
 
     probes: tuple[Probe, ...]
@@ -68,15 +73,15 @@ class KernelSetup:
     ring_bytes: int = 64 << 20
     count_rejected: bool = False
     rodata: Mapping[str, int | bytes] = field(default_factory=dict)
-    edit: Callable[[PreparedProgram], Mapping[str, bytes]] | None = None
+    edit: Callable[[PreparedProgram], Patched | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
     """What became of a probe's events, all CPUs together: seen = kept + lost_ring.
 
-    ``rejected`` counts what a filter turned away and is 0 unless it was asked for; ``untracked`` events were kept without
-    a packet id.
+    ``rejected`` counts what a filter turned away and is 0 unless it was asked for; ``untracked`` events
+    were kept without a packet id.
     """
 
     seen: int = 0
@@ -88,16 +93,22 @@ class Counters:
 
 
 def objects_directory() -> Path:
-    """Return the directory of the BPF objects of this machine's architecture. NotSupportedError if there are none."""
+    """Return the directory of the BPF objects of this machine's architecture. NotSupportedError if there
+    are none.
+    """
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
     directory = Path(__file__).resolve().parent.parent / "_objects" / machine
     if not directory.is_dir():
-        raise NotSupportedError(f"no BPF objects for {machine} in this installation; build them with build.py")
+        raise NotSupportedError(
+            f"no BPF objects for {machine} in this installation; build them with build.py"
+        )
     return directory
 
 
 def ring_size(total: int, rings: int) -> int:
-    """Return the size of one of ``rings`` ring buffers that share ``total`` bytes: a power of two, 64 KiB at least."""
+    """Return the size of one of ``rings`` ring buffers that share ``total`` bytes: a power of two, 64 KiB
+    at least.
+    """
     share = max(total // max(rings, 1), _SMALLEST_RING)
     return 1 << (share.bit_length() - 1)
 
@@ -113,10 +124,11 @@ def _online_cpus() -> list[int]:
 
 
 class ProbeSession:
-    """Loads and attaches what a :class:`KernelSetup` asks for; a context manager that takes it all away again.
+    """Loads and attaches what a :class:`KernelSetup` asks for; a context manager that takes it all away
+    again.
 
-    ``rings`` are the ring buffers to read, one per online CPU. ``skipped`` tells which parts of probes this kernel has not,
-    each with the reason.
+    ``rings`` are the ring buffers to read, one per online CPU. ``skipped`` tells which parts of probes this
+    kernel has not, each with the reason.
     """
 
     def __init__(self, setup: KernelSetup) -> None:
@@ -164,7 +176,9 @@ class ProbeSession:
             self._load_object(name, programs)
 
     def _attached_probes(self) -> list[Probe]:
-        """Return the chosen probes, and those that tell where a packet's life ends, for its identity's sake."""
+        """Return the chosen probes, and those that tell where a packet's life ends, for its identity's
+        sake.
+        """
         chosen = list(self.setup.probes)
         if all(probe.probe_id in _END_PROBES for probe in chosen):
             return chosen
@@ -178,7 +192,9 @@ class ProbeSession:
         return probe.programs
 
     def _load_object(self, name: str, programs: list[str]) -> None:
-        """Load some programs of an object: with the kernel's own walk over an skb where it is allowed, else with ours."""
+        """Load some programs of an object: with the kernel's own walk over an skb where it is allowed, else
+        with ours.
+        """
         if name == "tracepoints" or name == "netfilter":
             try:
                 if Btf.vmlinux().get("bpf_dynptr_from_skb", Kind.FUNCTION) is not None:
@@ -198,15 +214,20 @@ class ProbeSession:
             self._configure(opened, pages, dynptr=dynptr)
             prepared = undo.enter_context(opened.prepare())
             loaded = {
-                program: undo.enter_context(self._load_program(prepared.programs[program])) for program in programs
+                program: undo.enter_context(self._load_program(prepared.programs[program]))
+                for program in programs
             }
             self._adopt(prepared, undo)
             self.programs.update(loaded)
             self._stack.push(undo.pop_all())
 
     def _load_program(self, prepared: PreparedProgram) -> Program:
-        edited = self.setup.edit(prepared) if self.setup.edit else {}
-        return prepared.load(**edited)
+        patched = self.setup.edit(prepared) if self.setup.edit else None
+        if patched is None:
+            return prepared.load()
+        return prepared.load(
+            instructions=patched.instructions, func_info=patched.func_info, line_info=patched.line_info
+        )
 
     def _configure(self, opened: OpenedObject, pages: PageMapping, *, dynptr: bool) -> None:
         emitting = sum(1 << probe.probe_id for probe in self.setup.probes)
@@ -273,7 +294,9 @@ class ProbeSession:
                     self.modes.append(f"xdp on {point.name}: {xdp.mode}")
                     yield xdp
                 else:
-                    link = links.attach_tcx(program, point.ifindex, probe.name.removeprefix("tc:"))
+                    direction: Literal["ingress", "egress"]
+                    direction = "ingress" if probe.probe_id == ProbeId.TC_INGRESS else "egress"
+                    link = links.attach_tcx(program, point.ifindex, direction)
                     self.modes.append(f"{probe.name} on {point.name}: {link.kind}")
                     yield link
 
@@ -295,7 +318,9 @@ class ProbeSession:
 
 
 def clock_offset_ns() -> int:
-    """Return what to add to CLOCK_MONOTONIC, which records carry, to get the wall clock: the best of a few tries."""
+    """Return what to add to CLOCK_MONOTONIC, which records carry, to get the wall clock: the best of a few
+    tries.
+    """
     best = None
     for _ in range(5):
         before = time.monotonic_ns()
