@@ -283,6 +283,11 @@ class InterfaceNames:
         self._read_at: dict[int, float] = {}
         self._listed_at = float("-inf")
 
+    @property
+    def own_inode(self) -> int:
+        """The namespace this was made in."""
+        return self._own.inode
+
     def refresh(self) -> None:
         """Read the names of every namespace there is now."""
         with self._lock:

@@ -23,6 +23,11 @@ class FixedNames(InterfaceNames):
         self._interfaces = dict(interfaces or {})
         self._namespaces = dict(namespaces or {})
 
+    @property
+    def own_inode(self) -> int:
+        """None of the namespaces is the tracer's own."""
+        return 0
+
     def refresh(self) -> None:
         """There is nothing to read again."""
 
@@ -66,6 +71,11 @@ class Context:
     def netns_name(self, inode: int) -> str | None:
         """Return what a namespace is called, None for the tracer's own and where it is not known."""
         return self.netns_labels.get(inode) or (self.interface_names.netns_name(inode) if inode else None)
+
+    def netns_label(self, inode: int) -> str | None:
+        """Return what output calls a namespace: its name or number, None for the tracer's own or none."""
+        own = self.interface_names.own_inode
+        return self.netns_name(inode) or (str(inode) if inode and inode != own else None)
 
 
 def wall_clock_offset_ns(samples: int = 5) -> int:

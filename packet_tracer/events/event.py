@@ -11,8 +11,9 @@ from datetime import datetime, timedelta, timezone
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple
 
+from packet_tracer.events import flags as bits
 from packet_tracer.events import names
-from packet_tracer.events._layout import EVENT_SIZE, EventFlags, Hook
+from packet_tracer.events._layout import EVENT_SIZE, Hook
 from packet_tracer.events.context import Context
 from packet_tracer.events.headers import Headers, LinkType, parse
 from packet_tracer.events.records import FIELD_NAMES, Selection, check, unpacker
@@ -241,14 +242,14 @@ class Event:
     @property
     def drop_reason(self) -> str | None:
         """Why the packet was dropped, by name; None if it was not, or the kernel gave no reason."""
-        if not self.flags & EventFlags.DROP_REASON:
+        if not self.flags & bits.DROP_REASON:
             return None
         return self.context.drop_reasons.name(_drop_reason(self.record))
 
     @property
     def drop_location(self) -> str | None:
         """The code that dropped the packet: a symbol, or the address where symbols are hidden."""
-        if not self.flags & EventFlags.DROP_LOCATION:
+        if not self.flags & bits.DROP_LOCATION:
             return None
         address = _location(self.record)
         return self.context.symbols.name(address) or f"{address:#x}"
@@ -256,7 +257,7 @@ class Event:
     @property
     def verdict(self) -> str | None:
         """The verdict by name: ``XDP_PASS``, ``TC_ACT_SHOT``, ``NF_DROP``, ``NETDEV_TX_OK``; None without."""
-        if not self.flags & EventFlags.VERDICT:
+        if not self.flags & bits.VERDICT:
             return None
         return names.verdict_name(self._hook, _verdict(self.record))
 
@@ -297,7 +298,7 @@ class Event:
     def headers(self) -> Headers:
         """The captured bytes, parsed down to the payload."""
         if self._headers is None:
-            link = LinkType.ETHERNET if self.flags & EventFlags.LINK_HEADER else LinkType.NONE
+            link = LinkType.ETHERNET if self.flags & bits.LINK_HEADER else LinkType.NONE
             self._headers = parse(self.data, link, protocol=_protocol(self.record))
         return self._headers
 
@@ -307,8 +308,6 @@ class Event:
 
 
 _RETURNS = (Hook.FUNCTION_RETURN, Hook.PROGRAM_RETURN)
-_IP, _PORTS, _TCP = int(EventFlags.IP), int(EventFlags.PORTS), int(EventFlags.TCP)
-_ICMP, _ARP, _FRAGMENT = int(EventFlags.ICMP), int(EventFlags.ARP), int(EventFlags.FRAGMENT)
 
 
 def decode_packet(record: bytes) -> Packet:
@@ -338,8 +337,8 @@ def decode_packet(record: bytes) -> Packet:
         icmp_code,
         _network_offset,
     ) = _PACKET.unpack_from(record, 0)
-    ip, ports, tcp, icmp = flags & _IP, flags & _PORTS, flags & _TCP, flags & _ICMP
-    fragment, addresses = bool(flags & _FRAGMENT), flags & (_IP | _ARP)
+    ip, ports, tcp, icmp = flags & bits.IP, flags & bits.PORTS, flags & bits.TCP, flags & bits.ICMP
+    fragment, addresses = bool(flags & bits.FRAGMENT), flags & (bits.IP | bits.ARP)
     echo = icmp and names.is_echo(l4_protocol, icmp_type)
     return Packet(
         length=length,
@@ -363,10 +362,10 @@ def decode_packet(record: bytes) -> Packet:
         icmp_code=icmp_code if icmp else None,
         icmp_id=icmp_id if echo else None,
         icmp_sequence=icmp_sequence if echo else None,
-        arp_operation=arp_operation if flags & _ARP else None,
+        arp_operation=arp_operation if flags & bits.ARP else None,
         vlan=(
-            Vlan(tci & 0xFFF, tci >> 13, bool(tci & 0x1000), bool(flags & EventFlags.VLAN_IN_METADATA))
-            if flags & EventFlags.VLAN
+            Vlan(tci & 0xFFF, tci >> 13, bool(tci & 0x1000), bool(flags & bits.VLAN_IN_METADATA))
+            if flags & bits.VLAN
             else None
         ),
     )

@@ -102,12 +102,8 @@ def encode(data: bytes = b"", **members: int | bytes) -> bytes:
     ``size``, ``version`` and ``captured_length`` are set to what is right unless given; members left out
     are zero. It is how records are made that no kernel wrote: for tests, and for files of other tools.
     """
-    members = {
-        "size": EVENT_SIZE + len(data),
-        "version": RECORD_VERSION,
-        "captured_length": len(data),
-    } | members
     head = bytearray(EVENT_SIZE)
-    for name, value in members.items():
+    right = {"size": EVENT_SIZE + len(data), "version": RECORD_VERSION, "captured_length": len(data)}
+    for name, value in {**right, **members}.items():
         struct.pack_into("=" + _layout_of(name), head, _FIELDS[name].offset, value)
     return bytes(head) + data + bytes(-len(data) % 8)
