@@ -44,6 +44,8 @@ def render(results: list[Result]) -> str:
         ["skipped", *(str(result.skipped) for result in results)],
         ["up after", *(f"{result.boot_seconds:.1f} s" for result in results)],
     ]
+    for fact in sorted({name for result in results for name in result.facts}):
+        rows.append([fact, *(str(result.facts.get(fact, "")) for result in results)])
     reasons: dict[str, list[str]] = {}
     for name, meaning in CAPABILITIES.items():
         cells = []

@@ -40,6 +40,7 @@ def build_initramfs(
         "bin/busybox": content,
         "init": (_HERE / "init.sh").read_bytes(),
         "session": (_HERE / "session.sh").read_bytes(),
+        "config": kernel.config.read_bytes(),
         "command": f"{command}\n".encode(),
         "environment": "".join(f"{line}\n" for line in exports).encode(),
         "directory": f"{directory}\n".encode(),

@@ -24,6 +24,7 @@ while read -r tag directory; do
     mount -t virtiofs -o ro "$tag" "/new$directory" || die "no $directory"
 done </shares
 
+mkdir -p /new/boot && cp /config "/new/boot/config-$(uname -r)"
 mount -t tmpfs -o mode=755 run /new/run
 mkdir /new/run/matrix
 cp /bin/busybox /session /command /environment /directory /new/run/matrix/

@@ -56,9 +56,17 @@ class Kernel:
 
     @property
     def image(self) -> Path:
-        """The bootable image; in split packages it lies among the modules."""
-        installed = self.tree / f"boot/vmlinuz-{self.release}"
-        return installed if installed.exists() else self.modules / "vmlinuz"
+        """The bootable image."""
+        return self._installed("vmlinuz")
+
+    @property
+    def config(self) -> Path:
+        """The options it was built with."""
+        return self._installed("config")
+
+    def _installed(self, name: str) -> Path:
+        boot = self.tree / f"boot/{name}-{self.release}"
+        return boot if boot.exists() else self.modules / name  # where split packages have it
 
 
 def default_cache() -> Path:

@@ -2,6 +2,7 @@
 
 Beside the counts it says which capabilities were seen: a capability was, when a test that is marked
 ``@pytest.mark.requires(NAME)`` for it passed, and was not, with the reason, when such a test was skipped.
+What tests record with ``record_property`` are facts about the kernel.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Report:
         self.failures: list[str] = []
         self.skips: dict[str, str] = {}
         self.capabilities: dict[str, str] = {}
+        self.facts: dict[str, object] = {}
         self._requires: dict[str, list[str]] = {}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -34,14 +36,17 @@ class Report:
         if report.failed:
             self.outcomes[report.nodeid] = "failed"
             self.failures.append(f"{report.nodeid} ({report.when})")
+            for name in self._requires.get(report.nodeid, ()):
+                self.capabilities.setdefault(name, "its test failed")
         elif report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             self.outcomes[report.nodeid] = "skipped"
             self.skips[report.nodeid] = reason.removeprefix("Skipped: ")
             for name in self._requires.get(report.nodeid, ()):
                 self.capabilities.setdefault(name, self.skips[report.nodeid])
-        elif report.when == "call" and report.nodeid not in self.outcomes:
+        elif report.when == "call":
             self.outcomes[report.nodeid] = "passed"
+            self.facts.update(report.user_properties)
             for name in self._requires.get(report.nodeid, ()):
                 self.capabilities[name] = ""
 
@@ -59,6 +64,7 @@ class Report:
             "failures": self.failures,
             "skips": self.skips,
             "capabilities": self.capabilities,
+            "facts": self.facts,
         }
         with open(os.environ["MATRIX_REPORT"], "w") as port:
             port.write(json.dumps(content))

@@ -25,7 +25,8 @@ _LEAN = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 class Result:
     """A test run on one kernel.
 
-    ``capabilities`` maps a name to ``""`` where it worked, else to why it did not.
+    ``capabilities`` maps a name to ``""`` where it worked, else to why it did not; ``facts`` are what the tests
+    noted about the kernel.
     """
 
     kernel: str
@@ -38,6 +39,7 @@ class Result:
     failures: list[str] = field(default_factory=list)
     skips: dict[str, str] = field(default_factory=dict)
     capabilities: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
     problem: str = ""
 
     @property
