@@ -25,7 +25,9 @@ from packet_tracer.filter.stubs import SLOW, Access
 
 #: No packet is larger than direct access can reach (MAX_PACKET_OFF, kernel/bpf/verifier.c).
 _DIRECT_LIMIT = 0xFFFF
-#: Above this an inner packet cannot begin, so that offsets into it stay below the limit above.
+#: An instruction's own offset has 16 bits, signed.
+_LARGEST_DISPLACEMENT = 0x7FFF
+#: Behind this no packet may begin, so that it and an offset together stay below the limit above.
 _INNER_LIMIT = 0x3FFF
 
 
@@ -39,10 +41,18 @@ class DirectReader(Reader):
 
     a, x = R0, R5
 
+    @property
+    def _limit(self) -> int:
+        return _DIRECT_LIMIT - _INNER_LIMIT if self._stub.has_offset else _DIRECT_LIMIT
+
+    @property
+    def _keeps_metadata(self) -> bool:
+        return self._vlan or self._facts.reads_metadata or self._stub.has_offset
+
     def prologue(self) -> None:
         asm, facts = self.asm, self._facts
         xdp = self._stub.access is Access.XDP
-        if self._vlan or facts.reads_metadata or self._stub.inner:
+        if self._keeps_metadata:
             asm.mov(R6, R2)
         if xdp and facts.reads_length:
             asm.mov(R8, R1)
@@ -51,9 +61,10 @@ class DirectReader(Reader):
             asm.mov(R1, R8)
         asm.load(4, R2, R1, 0 if xdp else 76)
         asm.load(4, R3, R1, 4 if xdp else 80)
-        if self._stub.inner:
-            asm.jump(">", R6, _INNER_LIMIT, REJECT, wide=True)
-            asm.alu("add", R2, R6, wide=True)
+        if self._stub.has_offset:
+            asm.alu("mov", R4, R6)
+            asm.jump(">", R4, _INNER_LIMIT, REJECT, wide=True)
+            asm.alu("add", R2, R4, wide=True)
         if self._vlan:
             untagged = asm.fresh_label()
             asm.mov(R7, R2)
@@ -66,27 +77,28 @@ class DirectReader(Reader):
     def load(self, target: Register, offset: int, size: int, check: int) -> None:
         asm = self.asm
         end = offset + size
-        if end > _DIRECT_LIMIT:
+        if end > self._limit:
             asm.goto(BEYOND)
             return
         if check:
             # Behind the tag's place every offset is the same distance from r2, tag or no tag.
             check = max(check, BEHIND_TAG) if self._vlan else check
-            if check > _DIRECT_LIMIT:
+            if check > self._limit:
                 asm.goto(BEYOND)
                 return
             asm.mov(R4, R2)
             asm.alu("add", R4, check, wide=True)
             asm.jump(">", R4, R3, BEYOND, wide=True)
-        if not self._vlan or offset >= BEHIND_TAG:
-            asm.load(size, target, R2, offset)
-            asm.to_host_order(target, size)
+        if self._vlan and end > TAG and offset < BEHIND_TAG:
+            self._load_near_tag(target, offset, size)
             return
-        if end <= TAG:
-            asm.load(size, target, R7, offset)
-            asm.to_host_order(target, size)
-            return
-        self._load_near_tag(target, offset, size)
+        base = R7 if self._vlan and end <= TAG else R2
+        if offset > _LARGEST_DISPLACEMENT:
+            asm.mov(R4, base)
+            asm.alu("add", R4, offset, wide=True)
+            base, offset = R4, 0
+        asm.load(size, target, base, offset)
+        asm.to_host_order(target, size)
 
     def _load_near_tag(self, target: Register, offset: int, size: int) -> None:
         asm = self.asm
@@ -108,7 +120,7 @@ class DirectReader(Reader):
 
     def load_indirect(self, target: Register, offset: int, size: int, x_maximum: int) -> None:
         asm = self.asm
-        room = (_DIRECT_LIMIT if not self._stub.inner else _INNER_LIMIT) - offset - size
+        room = self._limit - offset - size
         if room < 0:
             asm.goto(BEYOND)
             return
@@ -135,7 +147,7 @@ class DirectReader(Reader):
             self.asm.alu("mov", target, R9)
         else:
             self.asm.load(4, target, R1, 0)
-        if self._stub.inner:
+        if self._stub.has_offset:
             self.asm.alu("sub", target, R6)
 
     def metadata_word(self, target: Register) -> None:
@@ -153,6 +165,6 @@ class DirectReader(Reader):
                 asm.jump(">=", R3, R4, REJECT, wide=True)
         if asm.wanted(RESTART) or asm.wanted(BEYOND):
             asm.label(RESTART)
-            asm.mov(R2, R6 if self._vlan or self._facts.reads_metadata or self._stub.inner else 0)
+            asm.mov(R2, R6 if self._keeps_metadata else 0)
             asm.call(SLOW)
             asm.exit()

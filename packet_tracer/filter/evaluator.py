@@ -16,7 +16,7 @@ _CONTEXT = 0x2000_0000
 _STACK_TOP = 0x7000_0000
 _STACK_SIZE = 512
 _FRAME_DISTANCE = 0x1000
-_SKB = 0x3000_0000
+_SHARED = 0x3000_0000
 _MASK32, _MASK64 = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 #: struct skb_shared_info lies behind every buffer, so a probe may copy that far (linux/skbuff.h).
 _BEHIND_BUFFER = b"\xa5" * 320
@@ -41,7 +41,7 @@ def evaluate(
 
     ``length`` is the packet's own where ``packet`` was cut short; ``linear`` how many bytes lie in the
     linear part (all of them by default); ``metadata`` as in :mod:`packet_tracer.filter.stubs`;
-    ``start`` where the packet begins, for the inner stubs.
+    ``start`` where the packet begins, for stubs that are told.
     """
     machine = _Machine(
         program,
@@ -71,7 +71,7 @@ class _Machine:
         end = _PACKET + self._linear
         if stub.access is Access.PROBE:
             data = _PACKET + self._start
-            arguments = [data, max(end, data), _SKB, self._length - self._start, self._metadata]
+            arguments = [data, end, _SHARED, self._length - self._start, self._metadata]
             # Only the helper may touch it.
             self._readable = self._packet[: self._linear] + _BEHIND_BUFFER
         else:
@@ -82,7 +82,7 @@ class _Machine:
             ):
                 context[offset : offset + 4] = value.to_bytes(4, "little")
             self._memory += [(_CONTEXT, context), (_PACKET, bytearray(self._packet[: self._linear]))]
-            arguments = [_CONTEXT, self._start if stub.inner else self._metadata]
+            arguments = [_CONTEXT, self._start | self._metadata if stub.has_offset else self._metadata]
         return self._call(self._entry, arguments, _STACK_TOP) & _MASK32
 
     def _call(self, name: str, arguments: list[int], frame: int) -> int:
@@ -120,11 +120,8 @@ class _Machine:
             arguments = [register for register in registers[1:6] if register is not None]
             return self._call(i.symbol, arguments, frame - _FRAME_DISTANCE)
         if i.symbol == "filter_load":
-            return self._read(
-                _value(registers, 2) - _PACKET + _value(registers, 3),
-                _value(registers, 4),
-                _value(registers, 5),
-            )
+            data, place = _value(registers, 1), _value(registers, 4)
+            return self._read(data - _PACKET + (place & _MASK32), place >> 32, _value(registers, 5))
         if i.symbol == "filter_tc_load":
             return self._read(_value(registers, 2), _value(registers, 3), _value(registers, 4))
         if i.symbol == "filter_xdp_load":
@@ -139,7 +136,7 @@ class _Machine:
         """The functions in bpf_src/filter.bpf.h: a number in host order, or negative."""
         packet = self._packet
         if tag:
-            packet = packet[:TAG] + tag.to_bytes(4, "big") + packet[TAG:] if len(packet) >= TAG else packet
+            packet = packet[:TAG].ljust(TAG, b"\xa5") + tag.to_bytes(4, "big") + packet[TAG:]
         if offset < 0 or offset + size > len(packet):
             return -14 & _MASK64
         return int.from_bytes(packet[offset : offset + size], "big")

@@ -1,6 +1,7 @@
-"""The filters on a packet's metadata as one value, and the configuration of the kernel side that it stands for.
+"""The filters on a packet's metadata as one value, and the kernel side's configuration that it stands for.
 
-They are decided in the kernel before any byte of the packet is read (``bpf_src/predicates.bpf.h``); all must hold.
+They are decided in the kernel before any byte of the packet is read (``bpf_src/predicates.bpf.h``); all must
+hold.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ INTERFACES_MAX = 32
 class Predicates:
     """Which packets are of interest; an empty value lets all pass.
 
-    ``netns`` holds inode numbers of network namespaces, ``interfaces`` pairs of (namespace inode, ifindex) of which a
-    packet's device or the one it came in by must be one, ``mark`` a value that ``skb->mark & mark_mask`` must have.
+    ``netns`` holds inode numbers of network namespaces, ``interfaces`` pairs of (namespace inode, ifindex) of
+    which a packet's device or the one it came in by must be one, ``mark`` a value that
+    ``skb->mark & mark_mask`` must have.
     Raises UsageError for more than :data:`NETNS_MAX` namespaces or :data:`INTERFACES_MAX` interfaces.
     """
 
@@ -31,9 +33,13 @@ class Predicates:
 
     def __post_init__(self) -> None:
         if len(self.netns) > NETNS_MAX:
-            raise UsageError(f"{len(self.netns)} network namespaces given, at most {NETNS_MAX} can be filtered by")
+            raise UsageError(
+                f"{len(self.netns)} network namespaces given, at most {NETNS_MAX} can be filtered by"
+            )
         if len(self.interfaces) > INTERFACES_MAX:
-            raise UsageError(f"{len(self.interfaces)} interfaces given, at most {INTERFACES_MAX} can be filtered by")
+            raise UsageError(
+                f"{len(self.interfaces)} interfaces given, at most {INTERFACES_MAX} can be filtered by"
+            )
 
     def rodata(self) -> dict[str, int | bytes]:
         """Return the kernel side's configuration variables, by name."""

@@ -72,8 +72,9 @@ class Reader(ABC):
     def metadata(self, target: Register, which: int) -> None:
         """Load one of the values that libpcap calls ancillary data."""
         asm = self.asm
-        if self._stub.inner:
-            # What the kernel knows is known of the outer packet.
+        vlan = which in (cbpf.ANCILLARY_VLAN_TAG, cbpf.ANCILLARY_VLAN_TAG_PRESENT)
+        if self._stub.inner or (vlan and self._stub.link_type is LinkType.RAW):
+            # What the kernel keeps is about the outer packet, and a tag about one with a link-layer header.
             asm.alu("mov", target, 0)
             return
         self.metadata_word(target)
@@ -95,7 +96,7 @@ class Reader(ABC):
 class CallReader(Reader):
     """The slow function of every hook: each load is a call of a function in C that knows every case.
 
-    r6 = context or skb, r7 = second argument or start, r8 = A, r9 = X.
+    r6 = context or start, r7 = second argument (metadata or end), r8 = A, r9 = X.
     """
 
     a, x = R8, R9
@@ -103,18 +104,20 @@ class CallReader(Reader):
     def __init__(self, stub: Stub, facts: Analysis, *, vlan: bool) -> None:
         super().__init__(stub, facts, vlan=vlan)
         self._length = self._slot()
-        self._metadata = self._slot()
+        self._shared, self._metadata = self._slot(), self._slot()
 
     def prologue(self) -> None:
         asm, access = self.asm, self._stub.access
         if access is Access.PROBE:
+            asm.store(8, FRAME, self._shared, R3)
             asm.store(8, FRAME, self._length, R4)
             asm.store(8, FRAME, self._metadata, R5)
-            asm.mov(R6, R3)
-            asm.mov(R7, R1)
-            return
         asm.mov(R6, R1)
         asm.mov(R7, R2)
+        if access is Access.PROBE:
+            if self._vlan:
+                self._ignore_tag_of_short_packet(R4)
+            return
         if access is Access.TC:
             asm.load(4, R0, R6, 0)
         else:
@@ -126,40 +129,57 @@ class CallReader(Reader):
             asm.alu("mov", R0, R0)
             asm.jump(">=", R2, R0, REJECT, wide=True)
         asm.store(8, FRAME, self._length, R0)
+        if self._vlan:
+            self._ignore_tag_of_short_packet(R0)
+
+    def _ignore_tag_of_short_packet(self, length: Register) -> None:
+        """Without the addresses there is no place for a tag."""
+        asm = self.asm
+        long_enough = asm.fresh_label()
+        asm.jump(">=", length, TAG, long_enough)
+        if self._stub.access is Access.PROBE:
+            asm.store(8, FRAME, self._metadata, 0)
+        else:
+            asm.mov(R7, 0)
+        asm.label(long_enough)
 
     def load(self, target: Register, offset: int, size: int, check: int) -> None:
         if offset > LARGEST_OFFSET - size:
             self.asm.goto(REJECT)
             return
-        where = R3 if self._stub.access is Access.PROBE else R2
-        self.asm.alu("mov", where, offset)
-        self._call(target, where, size)
+        self.asm.alu("mov", R2, offset)
+        self._call(target, size)
 
     def load_indirect(self, target: Register, offset: int, size: int, x_maximum: int) -> None:
         asm = self.asm
         if offset > LARGEST_OFFSET - size:
             asm.goto(REJECT)
             return
-        where = R3 if self._stub.access is Access.PROBE else R2
-        asm.mov(where, self.x)
-        asm.alu("add", where, offset, wide=True)
-        asm.jump(">", where, LARGEST_OFFSET - size, REJECT, wide=True)
-        self._call(target, where, size)
+        asm.mov(R2, self.x)
+        asm.alu("add", R2, offset, wide=True)
+        asm.jump(">", R2, LARGEST_OFFSET - size, REJECT, wide=True)
+        self._call(target, size)
 
-    def _call(self, target: Register, where: Register, size: int) -> None:
+    def _call(self, target: Register, size: int) -> None:
+        """Load ``size`` bytes from the offset in r2."""
         asm, access = self.asm, self._stub.access
         asm.mov(R1, R6)
         if access is Access.PROBE:
+            # One argument for two: there are six.
+            asm.mov(R4, size)
+            asm.alu("lsh", R4, 32, wide=True)
+            asm.alu("or", R4, R2, wide=True)
             asm.mov(R2, R7)
-            asm.alu("mov", R4, size)
+            asm.load(8, R3, FRAME, self._shared)
             self._tag(R5)
             asm.call("filter_load")
         else:
-            if self._stub.inner:
-                asm.alu("add", where, R7, wide=True)
+            if self._stub.has_offset:
+                asm.alu("mov", R3, R7)
+                asm.alu("add", R2, R3, wide=True)
+                asm.jump(">", R2, LARGEST_OFFSET - size, REJECT, wide=True)
             asm.alu("mov", R3, size)
-            if access is Access.TC:
-                self._tag(R4)
+            self._tag(R4)
             asm.call("filter_tc_load" if access is Access.TC else "filter_xdp_load")
         asm.jump("s<", R0, 0, REJECT, wide=True)
         asm.alu("mov", target, R0)
@@ -174,7 +194,7 @@ class CallReader(Reader):
 
     def length(self, target: Register) -> None:
         self.asm.load(4, target, FRAME, self._length)
-        if self._stub.inner and self._stub.access is not Access.PROBE:
+        if self._stub.has_offset:
             self.asm.alu("sub", target, R7)
 
     def metadata_word(self, target: Register) -> None:

@@ -3,13 +3,15 @@
 What a filter is called with is fixed by the stubs in bpf_src/filter.bpf.h:
 
 =====  =====================================================  ==========================================
-PROBE  ``(data, data_end, skb, length, metadata)``            addresses; read by bpf_probe_read_kernel
-TC     ``(struct __sk_buff *ctx, metadata or inner offset)``  direct packet access
-XDP    ``(struct xdp_md *ctx, metadata or inner offset)``     direct packet access
+PROBE  ``(data, data_end, shared, length, metadata)``         addresses; read by bpf_probe_read_kernel
+TC     ``(struct __sk_buff *ctx, metadata)``                  direct packet access
+XDP    ``(struct xdp_md *ctx, metadata)``                     direct packet access
 =====  =====================================================  ==========================================
 
-``metadata`` is what the kernel keeps beside the bytes, in one number: the VLAN tag as it would lie in
-the packet (TPID << 16 | TCI, 0 without one), ``ifindex << 32`` and ``packet type << 60``.
+``shared`` is where the skb's ``skb_shared_info`` lies, through which the non-linear part is found.
+``metadata`` is what the kernel keeps beside the bytes, in one number: in the lower 32 bits the VLAN tag as it
+would lie in the packet (TPID << 16 | TCI, 0 without one), then ``ifindex << 32`` and ``packet type << 60``.
+Where no tag can be, at TC and XDP, these 32 bits hold the offset of the packet's first byte.
 """
 
 from __future__ import annotations
@@ -38,6 +40,11 @@ class Stub(NamedTuple):
     link_type: LinkType
     inner: bool = False
     """Whether the packet begins inside another one (a tunnel's payload)."""
+
+    @property
+    def has_offset(self) -> bool:
+        """Whether the lower half of ``metadata`` is the offset at which the packet begins."""
+        return self.access is not Access.PROBE and (self.inner or self.link_type is LinkType.RAW)
 
     @property
     def symbol(self) -> str:

@@ -47,7 +47,10 @@ class WindowReader(Reader):
         self, stub: Stub, program: Sequence[cbpf.Instruction], facts: Analysis, *, vlan: bool
     ) -> None:
         super().__init__(stub, facts, vlan=vlan)
-        self._arguments = [self._slot() for _ in range(5)]
+        self._arguments = [self._slot() for _ in range(4)]
+        self._length = self._arguments[3]
+        # Only some want it again.
+        self._metadata = self._slot() if self._vlan or facts.reads_metadata else 0
         self._word = self._slot()
         loads = [
             (i.k, load_end(i) - i.k)
@@ -66,11 +69,19 @@ class WindowReader(Reader):
 
     def prologue(self) -> None:
         asm = self.asm
-        for register, slot in zip((R1, R2, R3, R4, R5), self._arguments, strict=True):
+        for register, slot in zip((R1, R2, R3, R4), self._arguments, strict=True):
             asm.store(8, FRAME, slot, register)
+        if self._metadata:
+            asm.store(8, FRAME, self._metadata, R5)
         asm.mov(R6, R1)
         asm.mov(R7, R2)
         asm.alu("sub", R7, R1, wide=True)
+        if self._stub.inner:
+            # It may begin behind the linear part.
+            begins_inside = asm.fresh_label()
+            asm.jump(">=", R2, R1, begins_inside, wide=True)
+            asm.mov(R7, 0)
+            asm.label(begins_inside)
         if not self._vlan:
             if self._copied:
                 self._copy(self._window, self._copied, R6)
@@ -106,7 +117,7 @@ class WindowReader(Reader):
     def _copy_tag(self) -> None:
         # Byte by byte: the window need not be aligned.
         for index in range(4):
-            self.asm.load(1, R1, FRAME, self._arguments[4] + 3 - index)
+            self.asm.load(1, R1, FRAME, self._metadata + 3 - index)
             self.asm.store(1, FRAME, self._window + TAG + index, R1)
 
     def load(self, target: Register, offset: int, size: int, check: int) -> None:
@@ -166,22 +177,26 @@ class WindowReader(Reader):
         asm.to_host_order(target, size)
 
     def length(self, target: Register) -> None:
-        self.asm.load(4, target, FRAME, self._arguments[3])
+        self.asm.load(4, target, FRAME, self._length)
 
     def metadata_word(self, target: Register) -> None:
-        self.asm.load(8, target, FRAME, self._arguments[4])
+        self.asm.load(8, target, FRAME, self._metadata)
 
     def epilogue(self) -> None:
         asm = self.asm
         if asm.wanted(BEYOND):
             asm.label(BEYOND)
             if not self._vlan:
-                asm.load(8, R1, FRAME, self._arguments[3])
+                asm.load(8, R1, FRAME, self._length)
                 asm.jump(">=", R7, R1, REJECT, wide=True)
         if asm.wanted(RESTART) or asm.wanted(BEYOND):
             asm.label(RESTART)
-            for register, slot in zip((R1, R2, R3, R4, R5), self._arguments, strict=True):
+            for register, slot in zip((R1, R2, R3, R4), self._arguments, strict=True):
                 asm.load(8, register, FRAME, slot)
+            if self._metadata:
+                asm.load(8, R5, FRAME, self._metadata)
+            else:
+                asm.mov(R5, 0)
             asm.call(SLOW)
             asm.exit()
 

@@ -1,0 +1,129 @@
+"""Putting filters into a program that libbpf has prepared and the kernel has not yet verified.
+
+The filter's functions are appended behind the last instruction, and the stub's body is overwritten with
+``call filter; exit``, no-ops before it. Nothing else moves: no jump, no call, no record of func_info or
+line_info in the program changes. The verifier wants a func_info record for each function and, where there is
+line_info, one for each function's first instruction; both are copied from the stub's, whose type is the
+filter's.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from packet_tracer.filter import ebpf
+from packet_tracer.filter.errors import FilterError
+from packet_tracer.filter.expression import Filter
+from packet_tracer.filter.stubs import STUBS
+
+_INSTRUCTION_BYTES = 8
+_WORD = struct.Struct("=I")
+_NOTHING = ebpf.Instruction(ebpf.JMP | ebpf.JUMPS["ja"])
+_EXIT = ebpf.Instruction(ebpf.JMP | ebpf.JUMPS["exit"])
+
+
+class Prepared(Protocol):
+    """What is needed of a :class:`packet_tracer.bpf.PreparedProgram`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def instructions(self) -> bytes: ...
+    @property
+    def func_info(self) -> bytes: ...
+    @property
+    def func_info_record_size(self) -> int: ...
+    @property
+    def line_info(self) -> bytes: ...
+    @property
+    def line_info_record_size(self) -> int: ...
+    @property
+    def functions(self) -> tuple[tuple[str, int], ...]: ...
+
+
+class Patched(NamedTuple):
+    """A program's code with filters in it: what :meth:`PreparedProgram.load` takes in place of its own."""
+
+    instructions: bytes
+    func_info: bytes
+    line_info: bytes
+
+    def arguments(self) -> dict[str, bytes]:
+        """Return the three as keyword arguments."""
+        return self._asdict()
+
+
+def patch(
+    program: Prepared, outer: Filter | None, inner: Filter | None = None, *, instructions: bytes | None = None
+) -> Patched:
+    """Put filters into every stub that ``program`` calls; without one (None) its stubs stay as they are.
+
+    ``instructions``: the program's, where they have been changed already without moving anything
+    (:func:`packet_tracer.bpf.constants.patch_constants`). A program without stubs is returned as it is.
+    Raises FilterError for an expression that cannot be a program.
+    """
+    replacements = {}
+    functions = dict(program.functions)
+    for stub in STUBS:
+        filter_ = inner if stub.inner else outer
+        if filter_ is not None and stub.symbol in functions:
+            replacements[stub.symbol] = filter_.program(stub)
+    return replace_functions(program, replacements, instructions=instructions)
+
+
+def replace_functions(
+    program: Prepared, replacements: Mapping[str, ebpf.Program], *, instructions: bytes | None = None
+) -> Patched:
+    """Return the code of ``program`` with functions replaced, by name. A pure function on bytes."""
+    code = bytearray(program.instructions if instructions is None else instructions)
+    func_info, line_info = bytearray(program.func_info), bytearray(program.line_info)
+    places = dict(program.functions)
+    starts = sorted(places.values())
+    size = len(program.instructions) // _INSTRUCTION_BYTES
+    for symbol, replacement in replacements.items():
+        stub = places[symbol]
+        end = next((start for start in starts if start > stub), size)
+        own = dict(places)
+        position = len(code) // _INSTRUCTION_BYTES
+        entry = position
+        for function in replacement.functions:
+            own[function.name] = position
+            func_info += _record(program.func_info, program.func_info_record_size, stub, position)
+            line_info += _record(program.line_info, program.line_info_record_size, stub, position)
+            position += len(function.instructions)
+        for function in replacement.functions:
+            code += _linked(program.name, function, own)
+        body = [*[_NOTHING] * (end - stub - 2), _call(stub, end - 2, entry), _EXIT]
+        code[stub * _INSTRUCTION_BYTES : end * _INSTRUCTION_BYTES] = ebpf.encode(body)
+    return Patched(bytes(code), bytes(func_info), bytes(line_info))
+
+
+def _call(stub: int, at: int, target: int) -> ebpf.Instruction:
+    if at < stub:
+        raise FilterError("", "a stub has no room for a call")
+    return ebpf.Instruction(ebpf.JMP | ebpf.JUMPS["call"], 0, ebpf.PSEUDO_CALL, 0, target - at - 1)
+
+
+def _linked(program: str, function: ebpf.Function, places: Mapping[str, int]) -> bytes:
+    """Return a function's bytes, its calls resolved."""
+    linked = []
+    for index, instruction in enumerate(function.instructions):
+        if instruction.symbol:
+            if instruction.symbol not in places:
+                raise FilterError("", f"program {program} has no function {instruction.symbol}")
+            distance = places[instruction.symbol] - (places[function.name] + index) - 1
+            instruction = instruction._replace(immediate=distance)
+        linked.append(instruction)
+    return ebpf.encode(linked)
+
+
+def _record(records: bytes, size: int, old: int, new: int) -> bytes:
+    """Return the record of the instruction at ``old`` as one of ``new``; nothing if there are no records."""
+    for start in range(0, len(records), size or 1):
+        if _WORD.unpack_from(records, start)[0] == old:
+            return _WORD.pack(new) + records[start + _WORD.size : start + size]
+    if records:
+        raise FilterError("", f"no debug information for the function at instruction {old}")
+    return b""
