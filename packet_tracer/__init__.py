@@ -10,7 +10,6 @@ What is named here is loaded when it is first used, so that ``import packet_trac
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 from packet_tracer._version import __version__
@@ -65,6 +64,8 @@ def __getattr__(name: str) -> object:
     module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value

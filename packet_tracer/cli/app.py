@@ -1,25 +1,31 @@
-"""The commands and what they are called. Each imports what it runs when it runs, so that help is quick."""
+"""The commands, by name. Only the one that is called is imported and built, so that help is quick."""
 
 from __future__ import annotations
 
+import importlib
+import os
 import platform
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from packet_tracer.cli import capture, demo, doctor, listing
 
-# Plain help: rich takes longer to import than all the rest.
-app = typer.Typer(
-    name="ptrace",
-    help="Follow packets through the Linux kernel: where they go, what happens to them there, and why.",
-    epilog="Exit status: 0 done, 1 error, 2 usage, 3 not permitted, 4 not supported by this kernel. "
-    "PTRACE_DEBUG=1 shows tracebacks.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+class Entry(NamedTuple):
+    """Where a command is: a function of a module, or a Typer app for a command with commands of its own."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+COMMANDS = {
+    "capture": Entry("capture", "capture", "Trace packets, one line an event."),
+    "demo": Entry("demo", "demo", "See it work, in a small network of its own."),
+    "doctor": Entry("doctor", "doctor", "Tell what this host allows, and why not."),
+    "probes": Entry("listing", "probes", "List the places to look at packets."),
+    "schema": Entry("listing", "schema", "Print the JSON Schema of the events."),
+}
 
 
 def _version(wanted: bool) -> None:
@@ -33,8 +39,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def ptrace(
+def _ptrace(
     version: Annotated[
         bool,
         typer.Option(
@@ -45,8 +50,32 @@ def ptrace(
     """Options that stand before the command."""
 
 
-app.command("capture", short_help="Trace packets, one line an event.")(capture.capture)
-app.command("demo", short_help="See it work, in a small network of its own.")(demo.demo)
-app.command("doctor", short_help="Tell what this host allows, and why not.")(doctor.doctor)
-app.command("probes", short_help="List the places to look at packets.")(listing.probes)
-app.command("schema", short_help="Print the JSON Schema of the events.")(listing.schema)
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """Return the app with the commands that these arguments may call; others have name and summary only."""
+    # Plain help: rich takes longer to import than all the rest.
+    app = typer.Typer(
+        name="ptrace",
+        help="Follow packets through the Linux kernel: where they go, what happens to them there, and why.",
+        epilog="Exit status: 0 done, 1 error, 2 usage, 3 not permitted, 4 not supported by this kernel. "
+        "PTRACE_DEBUG=1 shows tracebacks.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.callback()(_ptrace)
+    completing = "_PTRACE_COMPLETE" in os.environ
+    for name, entry in COMMANDS.items():
+        called: Any = _absent
+        if completing or name in arguments:
+            called = getattr(importlib.import_module(f"packet_tracer.cli.{entry.module}"), entry.attribute)
+        if isinstance(called, typer.Typer):
+            app.add_typer(called, name=name, short_help=entry.summary)
+        else:
+            app.command(name, short_help=entry.summary)(called)
+    return app
+
+
+def _absent() -> None:
+    """Stand for a command that is not called."""
+

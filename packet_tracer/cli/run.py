@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from types import FrameType
 
@@ -36,6 +35,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         code = _report(error)
         if os.environ.get("PTRACE_DEBUG") == "1":
+            import traceback
+
             traceback.print_exc()
         _abandon_output()
         return code
@@ -44,9 +45,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _invoke(arguments: Sequence[str] | None) -> int:
     from typer.main import get_command
 
-    from packet_tracer.cli.app import app
+    from packet_tracer.cli.app import build
 
-    command = get_command(app)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = get_command(build(arguments))
     result = command.main(args=arguments, prog_name="ptrace", standalone_mode=False)
     return result if isinstance(result, int) else EXIT_OK
 
