@@ -206,13 +206,15 @@ class TypeTable:
             if name := names.get(words[start]):
                 leads[type_id] = (name, 0)
         references = self._found.references
+        targets = {type_id: words[start + 2] for type_id, start in references.items()}
         before = -1
         while len(leads) > before:  # a type can refer to a later one
             before = len(leads)
-            for type_id, start in references.items():
-                lead = leads.get(words[start + 2]) or inherited.get(words[start + 2])
-                if lead and type_id not in leads:
-                    leads[type_id] = (lead[0], lead[1] + (words[start + 1] >> 24 & 31 == _PTR))
+            for type_id, target in targets.items():
+                if (target in leads or target in inherited) and type_id not in leads:
+                    name, depth = leads.get(target) or inherited[target]
+                    is_pointer = words[references[type_id] + 1] >> 24 & 31 == _PTR
+                    leads[type_id] = (name, depth + is_pointer)
         self._known_leads[structs] = leads
         return leads
 

@@ -25,8 +25,8 @@ _LEAN = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 class Result:
     """A test run on one kernel.
 
-    ``capabilities`` maps a name to ``""`` where it worked, else to why it did not; ``facts`` are what the tests
-    noted about the kernel.
+    ``capabilities`` maps a name to ``""`` where it worked, else to why it did not; ``facts`` are what the
+    tests noted about the kernel.
     """
 
     kernel: str
