@@ -19,7 +19,7 @@ class Arena(Map):
 
     Pages appear when a program allocates them or user space touches them. User space can map it once, at
     one address: of an object that libbpf loaded, libbpf has done so, and :meth:`memory` is that mapping. It
-    has no elements.
+    has no elements. Needs no program, but without one it is only memory.
 
     Thread safety: as for any shared memory, nothing orders accesses.
 

@@ -48,6 +48,6 @@ UNSUPPORTED_ERRNOS = frozenset({ENOTSUPP, _errno.EOPNOTSUPP})
 def map_error(operation: str, name: str, map_type: str, number: int, reason: str = "") -> MapError:
     """Return the exception for an errno: :class:`Unsupported` or a plain ``MapError``."""
     if number in UNSUPPORTED_ERRNOS:
-        reason = reason or f"a {map_type} map does not have it on this kernel"
+        reason = reason or f"{map_type} maps do not have it on this kernel"
         return Unsupported(operation, name, map_type, errno=number, reason=reason)
     return MapError(operation, name, map_type, errno=number, reason=reason)

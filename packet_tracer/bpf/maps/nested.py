@@ -77,6 +77,8 @@ class HashOfMaps(KeyedMap[K, int], Generic[K, M]):
 
     As :class:`ArrayOfMaps`, by key. ``ids()`` lists the keys and the ids of their maps.
 
+    Thread safety: every method may be called from any thread at once.
+
     >>> with HashMap.create(key=u32, value=u64, max_entries=8) as inner:
     ...     with HashOfMaps.create(key=u32, template=inner, max_entries=4) as outer:
     ...         outer[443] = inner

@@ -106,7 +106,9 @@ class SockMap(ReadableObjectArray):
 class SockHash(KeyedMap[K, int]):
     """SOCKHASH: sockets by key, whose data programs parse and redirect (Linux 4.18).
 
-    As :class:`SockMap`, by key.
+    Only useful with a program. As :class:`SockMap`, by key.
+
+    Thread safety: every method may be called from any thread at once.
 
     >>> with SockHash.create(key=u32, max_entries=2) as sockets, connection() as (client, server):
     ...     sockets[7] = client

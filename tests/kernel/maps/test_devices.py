@@ -138,4 +138,4 @@ def test_a_packet_goes_to_a_queue_that_has_a_socket() -> None:
             raises_errno(Unsupported, errno.EOPNOTSUPP, lambda: queues.__setitem__(1, other))
         assert not hasattr(queues, "__getitem__")
         error = raises_errno(Unsupported, errno.EOPNOTSUPP, lambda: queues.raw.lookup(struct.pack("=I", 1)))
-        assert "a xskmap map does not have it on this kernel" in str(error)
+        assert "xskmap maps do not have it on this kernel" in str(error)
