@@ -117,7 +117,9 @@ class TypeTable:
         with path.open("rb") as file:
             try:
                 # The kernel's can be mapped since 6.16 (a539e2a6d51d), which saves a copy of 20 ms.
-                data: bytes | mmap.mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                data: bytes | mmap.mmap = mmap.mmap(
+                    file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ
+                )
             except (OSError, ValueError):
                 data = file.read()
         return cls(data, base=base, source=str(path))
