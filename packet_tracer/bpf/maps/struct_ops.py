@@ -24,7 +24,11 @@ class StructOps(Map):
 
     Thread safety: register from one thread.
 
-    ``with loaded.maps["my_cc"].register(): ...`` makes a congestion control selectable by its name.
+    >>> with congestion_control() as loaded:
+    ...     table = loaded.maps["ptrace_cc"]
+    ...     with table.register():
+    ...         table.state
+    'in use'
     """
 
     TYPE: ClassVar[MapType] = MapType.STRUCT_OPS
