@@ -158,7 +158,7 @@ static __always_inline int next_page(volatile struct walk *walk)
 {
 	struct skb_frag *frag = (void *)walk->shared + bpf_core_field_offset(struct skb_shared_info, frags) +
 				walk->frag * SKB_FRAG_BYTES;
-	struct skb_frag___bio_vec *old = (void *)frag;
+	struct bio_vec *old = (void *)frag;
 	__u64 page, offset;
 	__u32 length;
 

@@ -211,7 +211,7 @@ FILTER_STUB(pcap_filter_inner_l3, __u64 data, __u64 data_end, __u64 shared, __u6
 /* Reads where a page of a packet lies. Returns its length, -1 where it is no memory that can be read. */
 static __always_inline long filter_page(struct skb_frag *frag, __u64 *address)
 {
-	struct skb_frag___bio_vec *old = (void *)frag;
+	struct bio_vec *old = (void *)frag;
 	__u64 page, offset;
 	__u32 length;
 

@@ -177,8 +177,8 @@ struct skb_frag {
 	unsigned int offset;
 };
 
-/* Until then a bio_vec, since 8842d285bafa (v5.4). */
-struct skb_frag___bio_vec {
+/* Until then skb_frag_t was this, since 8842d285bafa (v5.4): no flavour of skb_frag, a struct of another name. */
+struct bio_vec {
 	struct page *bv_page;
 	unsigned int bv_len;
 	unsigned int bv_offset;
