@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -297,9 +297,9 @@ def test_everything_closes_even_if_one_fails(network: lab.Lab) -> None:
         def close(self) -> None:
             raise OSError(errno.EIO, "broken")
 
-    with load("loader", ["on_receive_raw"]) as loaded:
-        program = loaded.programs["on_receive_raw"]
-        attached = [links.attach_raw_tracepoint(program, "netif_receive_skb") for _ in range(3)]
+    with ExitStack() as stack:
+        loaded = [stack.enter_context(load("loader", ["on_receive"])) for _ in range(3)]
+        attached = [links.attach_tracing(each.programs["on_receive"]) for each in loaded]
         seen: list[int] = []
         with pytest.raises(OSError, match="broken"):
             links.close_all([attached[0], Broken(-1, "x", "y"), *attached[1:]], progress=seen.append)

@@ -16,12 +16,20 @@ from pathlib import Path
 
 import pytest
 
-from packet_tracer.bpf.enums import MapType
+from packet_tracer.bpf.enums import MapType, ProgramType
 from packet_tracer.bpf.errors import MapError
+from packet_tracer.bpf.features import probe_program_type
 from packet_tracer.bpf.maps import RawMap
 from packet_tracer.bpf.ring import RecordBatch, RingBuffer
 from packet_tracer.errors import RecordError
 from tests.kernel.filling import FORCE_WAKEUP, NO_WAKEUP, SECOND, Filler, Record, records
+
+
+@pytest.fixture(autouse=True, scope="module")
+def syscall_programs() -> None:
+    feature = probe_program_type(ProgramType.SYSCALL)
+    if not feature:
+        pytest.skip(f"the rings are filled by syscall programs (Linux 5.14): {feature.reason}")
 
 
 @pytest.fixture
@@ -223,8 +231,8 @@ def test_a_waiting_reader_is_woken(filler: Filler, flags: int, at_most: float) -
 
     def produce() -> None:
         time.sleep(0.15)
-        filler.fill(0, 3, flags=flags)
         written.append(time.monotonic())
+        filler.fill(0, 3, flags=flags)
 
     with RingBuffer(filler.rings) as ring:
         producer = threading.Thread(target=produce)
@@ -236,7 +244,7 @@ def test_a_waiting_reader_is_woken(filler: Filler, flags: int, at_most: float) -
 
 
 def test_waiting_costs_next_to_nothing(filler: Filler) -> None:
-    """Less than 0.5 % of a CPU, and less still where somebody else waits on the descriptor."""
+    """Less than 0.5 % of a CPU; on an emulated machine as little as other ways to wake ten times a second."""
 
     def share(wait: object) -> float:
         before, started = resource.getrusage(resource.RUSAGE_THREAD), time.monotonic()
@@ -248,8 +256,10 @@ def test_waiting_costs_next_to_nothing(filler: Filler) -> None:
 
     with RingBuffer(filler.rings) as ring:
         idle = share(lambda: ring.read(3))
-        print(f"idle: {idle:.3%} of a CPU, {ring.statistics.wakeups} wake-ups in 3 s")
-        assert idle < 0.005
+        wakeups = ring.statistics.wakeups
+        print(f"idle: {idle:.3%} of a CPU, {wakeups} wake-ups in 3 s")
+        assert wakeups <= 32
+        assert idle < 0.005 or idle < 4 * share(lambda: [time.sleep(0.1) for _ in range(30)])
 
 
 def test_ctrl_c_wakes_it() -> None:
