@@ -9,6 +9,7 @@
 #define PTRACE_EMIT_BPF_H
 
 #include "bytes.bpf.h"
+#include "filter.bpf.h"
 #include "maps.bpf.h"
 #include "packet.bpf.h"
 #include "parse.bpf.h"
@@ -48,6 +49,23 @@ static __always_inline void count_rejected(__u32 probe_id)
 	if (count)
 		count->rejected++;
 }
+
+/* Lets a packet on that a filter turned away, if it is one that matched before. */
+static __always_inline bool follow(unsigned char *head, struct facts *facts)
+{
+	if (!is_followed(head))
+		return false;
+	facts->flags |= PTRACE_EVENT_FOLLOWED;
+	return true;
+}
+
+#if !defined(HOOK_TC) && !defined(HOOK_XDP)
+/* The packet filter; the view must be complete. */
+static __always_inline bool passes_filter(const struct packet_view *view, struct facts *facts)
+{
+	return filter_skb(view, facts->direction) || follow(view->head, facts);
+}
+#endif
 
 static __always_inline bool passes_metadata(const struct packet_view *view)
 {
@@ -139,8 +157,8 @@ static __always_inline void fill_skb_metadata(struct ptrace_event *record, const
 	}
 }
 
-/* Parses the bytes behind the head and sets how many of them the record holds. */
-static __always_inline void finish_bytes(const struct copy *copy)
+/* Parses the bytes behind the head and sets how many of them the record holds. Returns identify()'s answer. */
+static __always_inline bool finish_bytes(const struct copy *copy)
 {
 	struct ptrace_event *record = copy->record;
 	__u32 captured = copied(copy);
@@ -154,20 +172,19 @@ static __always_inline void finish_bytes(const struct copy *copy)
 	record->captured_length = captured;
 	record->size = sizeof(*record) + captured;
 	fill_task(record);
-	identify(record);
+	return identify(record);
 }
 
-/* The bytes of a packet whose walk is set, and what they tell. */
+/* The bytes of a packet whose walk is set, and what they tell. Returns identify()'s answer. */
 static __noinline int fill_bytes(struct ptrace_event *record, struct sk_buff *skb, __u32 room)
 {
 	struct copy copy = {.record = record, .room = room};
 
 	copy_packet(&copy, skb);
-	finish_bytes(&copy);
-	return 0;
+	return finish_bytes(&copy);
 }
 
-/* Fills a record that has `room` bytes behind its head. */
+/* Fills a record that has `room` bytes behind its head. Returns whether it is to be kept: identify(). */
 static __noinline int fill_skb(struct ptrace_event *record, struct packet_view *view, const struct facts *facts,
 			       __u32 room)
 {
@@ -178,16 +195,21 @@ static __noinline int fill_skb(struct ptrace_event *record, struct packet_view *
 	return fill_bytes(record, view->skb, room);
 }
 
-/* Keeps the counters' invariant for one event: seen = kept + lost. */
-static __always_inline void count_event(struct ptrace_counters *count, const struct ptrace_event *record)
+/* Hands a filled record to the reader, or takes it back; keeps the counters' invariant seen = kept + lost. */
+static __always_inline void finish(void *ring, struct ptrace_event *record, struct ptrace_counters *count,
+				   bool keep)
 {
-	if (!record) {
-		count->lost_ring++;
+	if (!keep) {
+		count->seen--;
+		if (config_count_rejected)
+			count->rejected++;
+		bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
 		return;
 	}
 	count->kept++;
 	if (!record->packet_id)
 		count->untracked++;
+	submit(ring, record);
 }
 
 static __always_inline void emit_skb_in(void *ring, struct packet_view *view, const struct facts *facts,
@@ -196,10 +218,9 @@ static __always_inline void emit_skb_in(void *ring, struct packet_view *view, co
 	struct ptrace_event *record = bpf_ringbuf_reserve(ring, sizeof(*record) + room, 0);
 
 	if (record)
-		fill_skb(record, view, facts, room);
-	count_event(count, record);
-	if (record)
-		submit(ring, record);
+		finish(ring, record, count, fill_skb(record, view, facts, room));
+	else
+		count->lost_ring++;
 }
 
 /* Emits one event of an skb that passed every filter. */

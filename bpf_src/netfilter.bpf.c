@@ -45,6 +45,9 @@ int netfilter_hook(struct bpf_nf_ctx *ctx)
 		return NF_ACCEPT;
 	}
 	view_bytes(&view, POSITION_BY_SKB);
-	emit_skb(&view, &facts);
+	if (passes_filter(&view, &facts))
+		emit_skb(&view, &facts);
+	else
+		count_rejected(facts.probe_id);
 	return NF_ACCEPT;
 }

@@ -24,7 +24,10 @@ static __always_inline int trace_tc(struct __sk_buff *ctx, enum ptrace_probe pro
 		return TCX_NEXT;
 	}
 	view_bytes(&view, POSITION_AT_LINK);
-	emit_skb(&view, &facts);
+	if (filter_tc(ctx, &view, direction == PTRACE_DIRECTION_EGRESS) || follow(view.head, &facts))
+		emit_skb(&view, &facts);
+	else
+		count_rejected(probe_id);
 	return TCX_NEXT;
 }
 

@@ -11,17 +11,18 @@ static __always_inline bool emitting(__u32 probe_id)
 	return config_emitting & (1ULL << probe_id);
 }
 
-/* Returns whether the packet passes; its view is then complete. */
+/* Returns whether the packet passes every filter; its view is then complete. */
 static __always_inline bool view_if_passing(struct packet_view *view, struct sk_buff *skb,
-					    enum packet_position position, __u32 probe_id)
+					    enum packet_position position, struct facts *facts)
 {
 	view_metadata(view, skb, valid_device(skb->dev));
-	if (!passes_metadata(view)) {
-		count_rejected(probe_id);
-		return false;
+	if (passes_metadata(view)) {
+		view_bytes(view, position);
+		if (passes_filter(view, facts))
+			return true;
 	}
-	view_bytes(view, position);
-	return true;
+	count_rejected(facts->probe_id);
+	return false;
 }
 
 static __always_inline int trace_skb(struct sk_buff *skb, enum packet_position position,
@@ -30,7 +31,7 @@ static __always_inline int trace_skb(struct sk_buff *skb, enum packet_position p
 	struct facts facts = {.hook = PTRACE_HOOK_TRACEPOINT, .probe_id = probe_id, .direction = direction};
 	struct packet_view view;
 
-	if (view_if_passing(&view, skb, position, probe_id))
+	if (view_if_passing(&view, skb, position, &facts))
 		emit_skb(&view, &facts);
 	return 0;
 }
@@ -106,10 +107,12 @@ SEC("tp_btf/net_dev_start_xmit")
 int BPF_PROG(net_dev_start_xmit_remember, struct sk_buff *skb, struct net_device *dev)
 {
 	struct transmit_key key = {(__u64)skb, dev->ifindex, bpf_get_smp_processor_id()};
-	struct facts facts = {.hook = PTRACE_HOOK_TRACEPOINT, .direction = PTRACE_DIRECTION_EGRESS};
+	struct facts facts = {.hook = PTRACE_HOOK_TRACEPOINT,
+			      .probe_id = PTRACE_PROBE_NET_DEV_XMIT,
+			      .direction = PTRACE_DIRECTION_EGRESS};
 	struct packet_view view;
 
-	if (view_if_passing(&view, skb, POSITION_AT_LINK, PTRACE_PROBE_NET_DEV_XMIT))
+	if (view_if_passing(&view, skb, POSITION_AT_LINK, &facts))
 		remember_transmit(&view, &facts, &key);
 	return 0;
 }
@@ -140,8 +143,7 @@ static __always_inline void emit_transmitted(const struct transmit *transmit, __
 	record->size = sizeof(*record);
 	record->flags &= ~(PTRACE_EVENT_FIRST_SIGHT | PTRACE_EVENT_BYTES_MISSING);
 	record->flags |= PTRACE_EVENT_NO_PACKET | PTRACE_EVENT_VERDICT;
-	count_event(count, record);
-	submit(ring, record);
+	finish(ring, record, count, true);
 }
 
 SEC("tp_btf/net_dev_xmit")
@@ -185,7 +187,10 @@ static __always_inline int trace_end(struct sk_buff *skb, struct facts *facts)
 	if (emitting(facts->probe_id)) {
 		if (passes_metadata(&view)) {
 			view_bytes(&view, POSITION_BY_SKB);
-			emit_skb(&view, facts);
+			if (passes_filter(&view, facts))
+				emit_skb(&view, facts);
+			else
+				count_rejected(facts->probe_id);
 		} else {
 			count_rejected(facts->probe_id);
 		}

@@ -16,9 +16,14 @@
 
 #define TRACKED_PACKETS 65536
 
+/* What matched once is shown from then on, whatever becomes of its headers. */
+const volatile bool config_follow = false;
+/* All births and deaths of buffers are seen (kernel functions): a buffer's content need not be compared. */
+const volatile bool config_exact_identity = false;
+
 struct tracked {
 	__u64 id;
-	__u64 skb_address;
+	__u64 parent_id;
 	__u64 content; /* what does not change on the way: see content_of() */
 	__u32 netns_inode;
 	__u32 ifindex;
@@ -80,38 +85,56 @@ static __always_inline void count_tracking(__u64 births, __u64 deaths)
 	}
 }
 
-/* Gives the record its packet id: the one of the packet in this buffer, or a new one. */
-static __always_inline void identify(struct ptrace_event *record)
+/* Returns whether a packet that a filter turned away is one that matched before. */
+static __always_inline bool is_followed(unsigned char *head)
+{
+	return config_follow && find_tracked((__u64)head);
+}
+
+/* Whether the buffer still holds the packet it is known for. Bytes that can't be parsed tell nothing against it. */
+static __always_inline bool same_packet(const struct tracked *known, __u64 content)
+{
+	return config_exact_identity || !content || !known->content || known->content == content;
+}
+
+/*
+ * Gives the record its packet id: the one of the packet in this buffer, or a new one. Returns false for a record that is
+ * here only because its buffer was known (PTRACE_EVENT_FOLLOWED), and turns out to be of another packet.
+ */
+static __always_inline bool identify(struct ptrace_event *record)
 {
 	__u64 head = record->head_address, content = content_of(record);
 	struct tracked *known = find_tracked(head), born;
 
-	if (known) {
-		/* Bytes that cannot be parsed here tell nothing; the buffer is then taken at its word. */
-		if (!content || !known->content || known->content == content) {
-			record->packet_id = known->id;
-			if (content && !known->content)
-				known->content = content;
-			if (record->netns_inode)
-				known->netns_inode = record->netns_inode;
-			if (record->ifindex)
-				known->ifindex = record->ifindex;
-			return;
-		}
+	if (known && same_packet(known, content)) {
+		record->packet_id = known->id;
+		record->parent_id = known->parent_id;
+		if (content)
+			known->content = content;
+		if (record->netns_inode)
+			known->netns_inode = record->netns_inode;
+		if (record->ifindex)
+			known->ifindex = record->ifindex;
+		return true;
+	}
+	if (known)
 		count_tracking(0, 1);
+	if (record->flags & PTRACE_EVENT_FOLLOWED) {
+		bpf_map_delete_elem(&packets, &head);
+		return false;
 	}
 	born = (struct tracked){
 		.id = new_packet_id(record->timestamp_ns),
-		.skb_address = record->skb_address,
 		.content = content,
 		.netns_inode = record->netns_inode,
 		.ifindex = record->ifindex,
 	};
 	if (bpf_map_update_elem(&packets, &head, &born, BPF_ANY))
-		return;
+		return true;
 	count_tracking(1, 0);
 	record->packet_id = born.id;
 	record->flags |= PTRACE_EVENT_FIRST_SIGHT;
+	return true;
 }
 
 /* Forgets the packet in a buffer if this skb is the last that holds it. */

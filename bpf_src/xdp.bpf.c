@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* XDP: the packet before there is an skb, at the driver or, generic, just after. It always passes. */
 #define READ_DIRECT 0
+#define HOOK_XDP
 #include "emit.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -49,8 +50,7 @@ static __noinline int fill_xdp(struct ptrace_event *record, struct xdp_md *ctx, 
 	record->flags |= PTRACE_EVENT_LINK_HEADER;
 	walk_of(&copy)->wanted = bytes_wanted(view->length);
 	copy_buffer(&copy, ctx, (__u64)view->head, view->linear_end);
-	finish_bytes(&copy);
-	return 0;
+	return finish_bytes(&copy);
 }
 
 static __always_inline void emit_xdp_in(void *ring, struct xdp_md *ctx, struct packet_view *view,
@@ -59,10 +59,9 @@ static __always_inline void emit_xdp_in(void *ring, struct xdp_md *ctx, struct p
 	struct ptrace_event *record = bpf_ringbuf_reserve(ring, sizeof(*record) + room, 0);
 
 	if (record)
-		fill_xdp(record, ctx, view, room);
-	count_event(count, record);
-	if (record)
-		submit(ring, record);
+		finish(ring, record, count, fill_xdp(record, ctx, view, room));
+	else
+		count->lost_ring++;
 }
 
 static __always_inline void emit_xdp(struct xdp_md *ctx, struct packet_view *view)
@@ -107,6 +106,9 @@ int xdp(struct xdp_md *ctx)
 	view.linear_end = (__u64)READ(buffer, data_end) - data;
 	view.length = packet_length(ctx, view.linear_end);
 	view.nonlinear = view.length - view.linear_end;
-	emit_xdp(ctx, &view);
+	if (filter_xdp(ctx, true))
+		emit_xdp(ctx, &view);
+	else
+		count_rejected(PTRACE_PROBE_XDP);
 	return XDP_PASS;
 }

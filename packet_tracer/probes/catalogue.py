@@ -15,7 +15,6 @@ from typing import Literal
 from packet_tracer.errors import UsageError
 from packet_tracer.events._layout import Hook, ProbeId
 
-
 Family = Literal["ipv4", "ipv6"]
 
 

@@ -12,6 +12,7 @@ import os
 import platform
 import struct
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from packet_tracer.bpf.btf import Btf, Struct
@@ -62,6 +63,7 @@ def read_word(objects: Path, address: int) -> int:
     return int(struct.unpack_from("=Q", value or bytes(8))[0])
 
 
+@cache
 def page_mapping(objects: Path) -> PageMapping:
     """Return this kernel's mapping, :data:`UNKNOWN` where the kernel does not show it."""
     if platform.machine() != "x86_64":

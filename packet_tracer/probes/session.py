@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,8 @@ from packet_tracer.events._layout import (
     Hook,
     ProbeId,
 )
-from packet_tracer.filter.patch import Patched
+from packet_tracer.filter.expression import Filter
+from packet_tracer.filter.patch import patch
 from packet_tracer.netns import Netns
 from packet_tracer.probes.catalogue import PROBES, Probe
 from packet_tracer.probes.memory import UNKNOWN, PageMapping, page_mapping
@@ -61,9 +62,7 @@ class AttachPoint:
 class KernelSetup:
     """All that decides what the kernel side does. Sizes are in bytes; ``rodata`` holds the filters'
     variables.
-
-    ``edit`` puts the packet filter into a prepared program; it returns the program's new code, or None to
-    leave it.
+    ``filter`` is the packet filter.
     """
 
     probes: tuple[Probe, ...]
@@ -73,7 +72,7 @@ class KernelSetup:
     ring_bytes: int = 64 << 20
     count_rejected: bool = False
     rodata: Mapping[str, int | bytes] = field(default_factory=dict)
-    edit: Callable[[PreparedProgram], Patched | None] | None = None
+    filter: Filter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +197,9 @@ class ProbeSession:
         if name == "tracepoints" or name == "netfilter":
             try:
                 if Btf.vmlinux().get("bpf_dynptr_from_skb", Kind.FUNCTION) is not None:
-                    self._load_programs(name, programs, UNKNOWN, dynptr=True)
+                    # A filter reads without it, so where pages lie it has to know by itself.
+                    pages = page_mapping(self._objects) if self.setup.filter else UNKNOWN
+                    self._load_programs(name, programs, pages, dynptr=True)
                     return
             except ProgramLoadError:
                 # The function is there, but not for this type of program: tp_btf got it in v6.11.
@@ -222,9 +223,9 @@ class ProbeSession:
             self._stack.push(undo.pop_all())
 
     def _load_program(self, prepared: PreparedProgram) -> Program:
-        patched = self.setup.edit(prepared) if self.setup.edit else None
-        if patched is None:
+        if self.setup.filter is None:
             return prepared.load()
+        patched = patch(prepared, self.setup.filter)
         return prepared.load(
             instructions=patched.instructions, func_info=patched.func_info, line_info=patched.line_info
         )
@@ -240,6 +241,8 @@ class ProbeSession:
             config_page_base=pages.base,
             config_page_struct_bytes=pages.struct_bytes,
             config_page_shift=pages.shift,
+            filter_enabled=int(self.setup.filter is not None),
+            filter_reads_metadata=int(self.setup.filter is not None and self.setup.filter.reads_metadata),
             **self.setup.rodata,
         )
         for name in _SHARED_MAPS:

@@ -1,0 +1,63 @@
+"""A filter in a capture: the kernel keeps what tcpdump's filter would, at every kind of hook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from packet_tracer import lab
+from packet_tracer.capture import Tracer
+from packet_tracer.lab import Lab
+
+from .test_probes import trace
+
+PROBES = [
+    "netif_receive_skb",
+    "net_dev_queue",
+    "net_dev_start_xmit",
+    "net_dev_xmit",
+    "consume_skb",
+    "kfree_skb",
+    "xdp",
+    "tc:*",
+    "netfilter:*",
+]
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+def traffic(network: Lab) -> None:
+    lab.ping(network.route, count=3)
+    lab.ping(network.route, version=6, count=3)
+    lab.http(network.route, port=8080)
+    lab.udp_exchange(network.route, port=53, count=5)
+    lab.udp_exchange(network.route, version=6, port=53, count=5)
+
+
+@pytest.mark.parametrize(
+    ("expression", "wanted"),
+    [
+        ("udp port 53", lambda packet: 53 in (packet.source_port, packet.destination_port)),
+        ("icmp[icmptype] == icmp-echo", lambda packet: packet.icmp_type == 8),
+        ("ip6 and not udp", lambda packet: packet.protocol == 0x86DD and packet.l4_protocol == 58),
+        ("tcp[tcpflags] & tcp-syn != 0", lambda packet: (packet.tcp_flags or 0) & 2),
+        ("dst port 8080 and greater 100", lambda packet: packet.destination_port == 8080),
+        ("port 9", lambda packet: False),
+    ],
+)
+@pytest.mark.requires("netfilter-link", "tcx")
+def test_every_probe_filters_alike(network: Lab, expression: str, wanted: object) -> None:
+    """What passes is what was asked for, and no probe that saw such a packet unfiltered misses it."""
+    options = {"netns": network.router.name, "interface": ["r0", "r1"], "probes": PROBES}
+    everything = trace(Tracer(**options), lambda: traffic(network))
+    filtered = trace(Tracer(**options, filter=expression), lambda: traffic(network))
+    assert callable(wanted)
+    assert all(wanted(event.packet) for event in filtered)
+    if "greater" not in expression:
+        expected = {event.probe for event in everything if wanted(event.packet)}
+        assert {event.probe for event in filtered} == expected
