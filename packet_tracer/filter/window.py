@@ -29,8 +29,9 @@ from packet_tracer.filter.readers import (
 )
 from packet_tracer.filter.stubs import SLOW, Stub
 
-#: Bytes copied to the stack at once; what lies further is read one by one.
-_WINDOW = 96
+#: Bytes of stack that the function takes. All frames of a call chain together have 512 (MAX_BPF_STACK), and
+#: below this one lie the second function's and those that walk the pages.
+_FRAME_SIZE = 128
 
 
 class WindowReader(Reader):
@@ -52,10 +53,12 @@ class WindowReader(Reader):
         # Only some want it again.
         self._metadata = self._slot() if self._vlan or facts.reads_metadata else 0
         self._word = self._slot()
+        # What does not fit is read one by one; up to three bytes are lost to alignment.
+        room = _FRAME_SIZE + self._stack - 3
         loads = [
             (i.k, load_end(i) - i.k)
             for i, known in zip(program, facts.known, strict=True)
-            if known is not None and reads_bytes(i) and load_end(i) <= _WINDOW
+            if known is not None and reads_bytes(i) and load_end(i) <= room
         ]
         self._copied = max((offset + size for offset, size in loads), default=0)
         if self._copied and self._vlan:
