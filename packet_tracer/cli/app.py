@@ -78,4 +78,3 @@ def build(arguments: Sequence[str]) -> typer.Typer:
 
 def _absent() -> None:
     """Stand for a command that is not called."""
-

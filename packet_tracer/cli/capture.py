@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from packet_tracer.cli import complete, values
-from packet_tracer.errors import UsageError
+from packet_tracer.cli import complete, filtering, values
 
 
 class Format(str, Enum):
@@ -30,6 +29,19 @@ def capture(
         list[str] | None,
         typer.Argument(metavar="EXPRESSION", help="Only packets that match, as in pcap-filter(7)."),
     ] = None,
+    expression_file: Annotated[
+        str | None,
+        typer.Option("-F", metavar="FILE", help="Read the expression from a file; - is standard input."),
+    ] = None,
+    dump: Annotated[
+        int,
+        typer.Option(
+            "-d",
+            count=True,
+            show_default=False,
+            help="Print what the expression is compiled to and exit: classic BPF, with -dd eBPF.",
+        ),
+    ] = 0,
     interface: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,7 +107,7 @@ def capture(
         typer.Option(
             "--ring-size", metavar="SIZE", help="Memory for events not yet read: more of it loses fewer."
         ),
-    ] = "64M",
+    ] = "16M",
     output: Annotated[
         Format | None,
         typer.Option("--format", help="How events are printed. Default: text, or with -w not at all."),
@@ -126,14 +138,16 @@ def capture(
     \b
     ptrace capture -i eth0                 what comes and goes at a device
     ptrace capture --profile drops         what is dropped anywhere, and why
-    ptrace capture --netns web --probe 'netfilter:*' -c 100
+    ptrace capture --netns web --probe 'netfilter:*' -c 100 tcp port 443
     ptrace capture -w trace.jsonl --duration 10s
     """
     from packet_tracer import diagnostics
 
     diagnostics.configure(log_format.value, verbosity=verbose)
-    if expression:
-        raise UsageError("filter expressions are not supported yet: use -i, --netns and --mark")
+    pattern = filtering.expression_of(expression or (), expression_file)
+    if dump:
+        typer.echo(filtering.dump(pattern, dump))
+        return 0
     seconds = values.duration(duration) if duration is not None else None
     ring_bytes = values.size(ring_size)
     marked = values.mark(mark) if mark is not None else None
@@ -154,6 +168,7 @@ def capture(
         mark=marked,
         probes=probe or (),
         profile=profile,
+        filter=pattern or None,
         snaplen=kept,
         ring_bytes=ring_bytes,
     )

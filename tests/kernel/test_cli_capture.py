@@ -130,6 +130,19 @@ def test_only_packets_with_the_mark(network: lab.Lab, tmp_path: Path) -> None:
     assert [event["mark"] for event in running.events] == [0x11, 0x10]
 
 
+def test_only_packets_that_match_the_expression(network: lab.Lab, tmp_path: Path) -> None:
+    arguments = ("--netns", network.client.name, "--probe", "net_dev_queue", "--format", "json")
+    with capturing(tmp_path, *arguments, "udp", "dst", "port", "53", "or", "icmp6") as running:
+        lab.ping(network.route)
+        lab.ping(network.route, version=6)
+        lab.udp_exchange(network.route, port=54)
+        lab.udp_exchange(network.route)
+        until(lambda: len(running.events) >= 2, running.said)
+        assert running.end() == 0
+    assert [event["l4_protocol_name"] for event in running.events] == ["icmp6", "udp"]
+    assert running.events[1]["destination_port"] == 53
+
+
 def test_two_at_once(network: lab.Lab, tmp_path: Path) -> None:
     arguments = ("--netns", network.client.name, "--probe", "net_dev_queue", "--format", "json")
     with capturing(tmp_path / "one", *arguments) as one, capturing(tmp_path / "two", *arguments) as two:

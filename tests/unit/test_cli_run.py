@@ -96,6 +96,11 @@ def test_a_message_moves_no_cursor(
         (["capture", "--mark", "0x100/0xff"], "bits outside its mask"),
         (["capture", "--format", "xml"], "xml"),
         (["capture", "-w", "trace.pcap"], "trace.pcap"),
+        (["capture", "-w", "-", "--format", "text"], "stdout"),
+        (["capture", "tcp", "port", "port"], "filter 'tcp port port': "),
+        (["capture", "-d", "tcp", "port", "port"], "filter 'tcp port port': "),
+        (["capture", "-F", "/dev/null"], "no filter expression in it"),
+        (["capture", "-F", "/dev/null", "tcp"], "one of them is enough"),
         (["capture", "--profile", "nope"], "no profile 'nope'; there are: default"),
         (["capture", "--probe", "kfree"], "is kfree_skb meant?"),
         (["capture", "-i", "no-such-device"], "there are: "),
@@ -111,6 +116,19 @@ def test_wrong_usage_is_one_line_and_exit_2(arguments: list[str], said: str) -> 
     assert result.stderr.startswith("ptrace: ")
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+def test_what_an_expression_is_compiled_to(tmp_path: Path) -> None:
+    classic = ptrace("capture", "-d", "udp", "port", "53")
+    assert classic.returncode == 0
+    assert re.match(r"\(000\) ldh +\[12\]\n", classic.stdout)
+    assert classic.stdout.endswith("(019) ret      #0\n")
+    path = tmp_path / "expression"
+    path.write_text("udp\n  port 53\n")
+    assert ptrace("capture", "-d", "-F", str(path)).stdout == classic.stdout
+    extended = ptrace("capture", "-dd", "udp", "port", "53")
+    assert extended.stdout.startswith("pcap_filter:\n   0: ")
+    assert "exit" in extended.stdout
 
 
 def test_version_names_what_matters() -> None:
