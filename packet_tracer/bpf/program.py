@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packet_tracer.bpf._libbpf import ffi, lib
-from packet_tracer.bpf.btf import Btf, Kind, kernel_target
+from packet_tracer.bpf.btf import Btf, Kind
 from packet_tracer.bpf.enums import AttachType, ProgramFlags, ProgramType
 from packet_tracer.bpf.errors import BtfError, ProgramLoadError, describe
 from packet_tracer.bpf.library import CData, Descriptor, object_name, options, text
+from packet_tracer.bpf.targets import kernel_target
 from packet_tracer.errors import BpfError
 
 #: The verifier's first buffer, and the largest it takes on every kernel (libbpf: BPF_LOG_BUF_SIZE).

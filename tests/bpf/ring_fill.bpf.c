@@ -31,10 +31,11 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 8);
 	__type(key, __u32);
-	__array(values, struct {
-		__uint(type, BPF_MAP_TYPE_RINGBUF);
-		__uint(max_entries, 4096);
-	});
+	__array(
+		values, struct {
+			__uint(type, BPF_MAP_TYPE_RINGBUF);
+			__uint(max_entries, 4096);
+		});
 } rings SEC(".maps");
 
 struct work {
@@ -91,7 +92,7 @@ static long write_one(__u32 index, void *context)
 SEC("syscall")
 int fill(struct request *request)
 {
-	struct work work = { .request = *request };
+	struct work work = {.request = *request};
 	__u32 ring = request->ring;
 
 	work.ring = bpf_map_lookup_elem(&rings, &ring);
