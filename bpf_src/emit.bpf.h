@@ -23,9 +23,13 @@
 #define ROOM_LARGE (2048 + COPY_CHUNK)
 #define ROOM_HUGE (PTRACE_SNAPLEN_MAX + COPY_CHUNK)
 
+#define STACK_DEPTH 64
+
 /* What a hook knows about an event beside the packet. */
 struct facts {
 	__u64 location;
+	__s64 return_value;
+	__s64 stack_id; /* plus one; 0: none taken */
 	__u32 drop_reason;
 	__s32 verdict;
 	__u32 flags; /* enum ptrace_event_flags */
@@ -34,9 +38,26 @@ struct facts {
 	__u8 direction;
 };
 
+/* Kernel stacks, by the id that records carry. Ids stay: none is ever given to another stack. */
+struct {
+	__uint(type, BPF_MAP_TYPE_STACK_TRACE);
+	__uint(max_entries, 16384);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, STACK_DEPTH * sizeof(__u64));
+} stacks SEC(".maps");
+
 static __always_inline struct ptrace_counters *probe_counters(__u32 probe_id)
 {
 	return bpf_map_lookup_elem(&counters, &probe_id);
+}
+
+/*
+ * Adds to a counter. In one instruction: a counter is this CPU's own, but a softirq may come between a load and a store of a
+ * program that runs for a system call, and count the same.
+ */
+static __always_inline void add_count(__u64 *counter, __s64 number)
+{
+	__sync_fetch_and_add(counter, number);
 }
 
 static __always_inline void count_rejected(__u32 probe_id)
@@ -47,7 +68,7 @@ static __always_inline void count_rejected(__u32 probe_id)
 		return;
 	count = probe_counters(probe_id);
 	if (count)
-		count->rejected++;
+		add_count(&count->rejected, 1);
 }
 
 /* Lets a packet on that a filter turned away, if it is one that matched before. */
@@ -66,6 +87,41 @@ static __always_inline bool passes_filter(const struct packet_view *view, struct
 	return filter_skb(view, facts->direction) || follow(view->head, facts);
 }
 #endif
+
+/* Takes the kernel stack where that was asked for. One that finds no place is counted, and the event kept. */
+static __always_inline void take_stack(void *ctx, struct facts *facts)
+{
+	struct ptrace_counters *count;
+	long id;
+
+	if (!config_stacks)
+		return;
+	id = bpf_get_stackid(ctx, &stacks, 0);
+	facts->stack_id = id < 0 ? 0 : id + 1;
+	if (id >= 0)
+		return;
+	count = probe_counters(facts->probe_id);
+	if (count)
+		count->lost_stack++;
+}
+
+/*
+ * A packet whose namespace can't be told (UDP keeps something else where its device was while it waits to be read) is known
+ * by its buffer, if it was seen before.
+ */
+static __always_inline void remember_namespace(struct packet_view *view, struct facts *facts)
+{
+	struct tracked *known;
+
+	if (view->net)
+		return;
+	known = find_tracked((__u64)READ(view->skb, head));
+	if (!known)
+		return;
+	view->netns_inode = known->netns_inode;
+	view->ifindex = known->ifindex;
+	facts->flags |= PTRACE_EVENT_FOLLOWED;
+}
 
 static __always_inline bool passes_metadata(const struct packet_view *view)
 {
@@ -114,7 +170,8 @@ static __always_inline void fill_head(struct ptrace_event *record, const struct 
 	record->drop_reason = facts->drop_reason;
 	record->verdict = facts->verdict;
 	record->location = facts->location;
-	record->stack_id = -1;
+	record->return_value = facts->return_value;
+	record->stack_id = facts->stack_id - 1;
 }
 
 static __always_inline void fill_namespace(struct ptrace_event *record, const struct packet_view *view)
@@ -200,15 +257,15 @@ static __always_inline void finish(void *ring, struct ptrace_event *record, stru
 				   bool keep)
 {
 	if (!keep) {
-		count->seen--;
+		add_count(&count->seen, -1);
 		if (config_count_rejected)
-			count->rejected++;
+			add_count(&count->rejected, 1);
 		bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
 		return;
 	}
-	count->kept++;
+	add_count(&count->kept, 1);
 	if (!record->packet_id)
-		count->untracked++;
+		add_count(&count->untracked, 1);
 	submit(ring, record);
 }
 
@@ -220,7 +277,7 @@ static __always_inline void emit_skb_in(void *ring, struct packet_view *view, co
 	if (record)
 		finish(ring, record, count, fill_skb(record, view, facts, room));
 	else
-		count->lost_ring++;
+		add_count(&count->lost_ring, 1);
 }
 
 /* Emits one event of an skb that passed every filter. */
@@ -232,9 +289,9 @@ static __always_inline void emit_skb(struct packet_view *view, const struct fact
 
 	if (!count)
 		return;
-	count->seen++;
+	add_count(&count->seen, 1);
 	if (!ring) {
-		count->lost_ring++;
+		add_count(&count->lost_ring, 1);
 		return;
 	}
 	if (view->start + wanted > view->linear_end)

@@ -204,7 +204,7 @@ FILTER_STUB(pcap_filter_inner_l2, __u64 data, __u64 data_end, __u64 shared, __u6
 FILTER_STUB(pcap_filter_inner_l3, __u64 data, __u64 data_end, __u64 shared, __u64 length, __u64 metadata)
 
 /* A full set of pages (MAX_SKB_FRAGS is 17 unless configured otherwise), and as many skbs in the list behind. */
-#define FILTER_PAGES_MAX 48
+#define FILTER_PAGES_MAX 24
 /* sizeof(skb_frag_t), which is a bio_vec before v6.10. */
 #define FILTER_PAGE_BYTES 16
 

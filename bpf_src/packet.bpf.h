@@ -42,11 +42,22 @@ struct packet_view {
 	bool link_header;
 };
 
-/* A kernel address has its top bit set; UDP keeps lengths in skb->dev while a packet waits to be read. */
+/*
+ * A kernel address has its top bit set. In assembly: a typed pointer may be compared, but not shifted as the compiler would.
+ * Of a pointer that is none, NULL remains.
+ */
+#define KERNEL_POINTER_OR_NULL(pointer) asm volatile("if %[p] s< 0 goto +1; %[p] = 0" : [p] "+r"(pointer))
+
+static __always_inline bool valid_pointer(struct sk_buff *skb)
+{
+	KERNEL_POINTER_OR_NULL(skb);
+	return skb;
+}
+
+/* UDP keeps lengths in skb->dev while a packet waits to be read. */
 static __always_inline struct net_device *valid_device(struct net_device *dev)
 {
-	/* In assembly: a typed pointer may be compared, but not shifted as the compiler would. */
-	asm volatile("if %[dev] s< 0 goto +1; %[dev] = 0" : [dev] "+r"(dev));
+	KERNEL_POINTER_OR_NULL(dev);
 	return dev;
 }
 

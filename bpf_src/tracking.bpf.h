@@ -41,6 +41,7 @@ struct {
 struct tracking_totals {
 	__u64 births;
 	__u64 deaths;
+	__u64 last_id;
 };
 
 struct {
@@ -50,10 +51,23 @@ struct {
 	__type(value, struct tracking_totals);
 } tracking SEC(".maps");
 
-/* Unique without an atomic: one CPU is once at one nanosecond. 54 bits of time are 208 days of uptime. */
+/*
+ * A new packet id, without an atomic: one CPU is once at one nanosecond, and where the clock is too coarse for that, one step
+ * behind the last one. 54 bits of time are 208 days of uptime.
+ */
 static __always_inline __u64 new_packet_id(__u64 timestamp_ns)
 {
-	return timestamp_ns << 10 | (bpf_get_smp_processor_id() & 1023);
+	__u64 id = timestamp_ns << 10 | (bpf_get_smp_processor_id() & 1023);
+	struct tracking_totals *totals;
+	__u32 zero = 0;
+
+	totals = bpf_map_lookup_elem(&tracking, &zero);
+	if (!totals)
+		return id;
+	if (id <= totals->last_id)
+		id = totals->last_id + 1024;
+	totals->last_id = id;
+	return id;
 }
 
 /* Folds what names a packet and survives NAT and routing: identification, transport protocol, sequence numbers. */
@@ -91,10 +105,16 @@ static __always_inline bool is_followed(unsigned char *head)
 	return config_follow && find_tracked((__u64)head);
 }
 
-/* Whether the buffer still holds the packet it is known for. Bytes that can't be parsed tell nothing against it. */
-static __always_inline bool same_packet(const struct tracked *known, __u64 content)
+/*
+ * Whether the buffer still holds the packet it is known for. Bytes that can't be parsed tell nothing against it. A driver's
+ * XDP buffer dies without a function that could be watched, so there the content always counts.
+ */
+static __always_inline bool same_packet(const struct tracked *known, const struct ptrace_event *record,
+					__u64 content)
 {
-	return config_exact_identity || !content || !known->content || known->content == content;
+	if (config_exact_identity && record->hook != PTRACE_HOOK_XDP)
+		return true;
+	return !content || !known->content || known->content == content;
 }
 
 /*
@@ -106,7 +126,7 @@ static __always_inline bool identify(struct ptrace_event *record)
 	__u64 head = record->head_address, content = content_of(record);
 	struct tracked *known = find_tracked(head), born;
 
-	if (known && same_packet(known, content)) {
+	if (known && same_packet(known, record, content)) {
 		record->packet_id = known->id;
 		record->parent_id = known->parent_id;
 		if (content)

@@ -11,6 +11,8 @@
 #ifndef PTRACE_VMLINUX_H
 #define PTRACE_VMLINUX_H
 
+#define __VMLINUX_H__ /* libbpf: registers have the kernel's names */
+
 typedef signed char __s8;
 typedef unsigned char __u8;
 typedef short __s16;
@@ -130,6 +132,21 @@ struct icmphdr {
 	__sum16 checksum;
 	__be16 id, sequence;
 };
+
+/* Registers of a kprobe's context, fixed by the architecture. */
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs {
+	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp,
+		ss;
+};
+#else
+struct user_pt_regs {
+	__u64 regs[31], sp, pc, pstate;
+};
+struct pt_regs {
+	struct user_pt_regs user_regs;
+};
+#endif
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 

@@ -61,7 +61,7 @@ static __always_inline void emit_xdp_in(void *ring, struct xdp_md *ctx, struct p
 	if (record)
 		finish(ring, record, count, fill_xdp(record, ctx, view, room));
 	else
-		count->lost_ring++;
+		add_count(&count->lost_ring, 1);
 }
 
 static __always_inline void emit_xdp(struct xdp_md *ctx, struct packet_view *view)
@@ -72,9 +72,9 @@ static __always_inline void emit_xdp(struct xdp_md *ctx, struct packet_view *vie
 
 	if (!count)
 		return;
-	count->seen++;
+	add_count(&count->seen, 1);
 	if (!ring) {
-		count->lost_ring++;
+		add_count(&count->lost_ring, 1);
 		return;
 	}
 	if (room <= ROOM_SMALL)

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Kernel functions by BPF trampolines: the cheapest way in, and the only one that gives arguments and return value
+ * at once. The programs here are templates. The loader clones one for each function, with the function's BTF id, its cookie,
+ * and the offset of the argument in the place of ARGUMENT_OFFSET and RETURN_OFFSET: a context may only be read at constant
+ * offsets, and bpf_get_func_arg() does not say what type the argument has (and came with v5.17).
+ */
+#define READ_DIRECT 1
+#include "functions.bpf.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+/* Offsets no function has; packet_tracer/probes/trampolines.py puts the right ones in their place. */
+#define ARGUMENT_OFFSET 0x7e8
+#define RETURN_OFFSET 0x7f0
+
+__weak __noinline __u64 function_cookie(void)
+{
+	return 0;
+}
+
+#define CONTEXT_VALUE(ctx, offset) (*(volatile __u64 *)((void *)(ctx) + (offset)))
+
+SEC("fentry")
+int function_entry(void *ctx)
+{
+	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION, .probe_id = COOKIE_PROBE(function_cookie())};
+
+	return trace_function(ctx, (struct sk_buff *)CONTEXT_VALUE(ctx, ARGUMENT_OFFSET), &facts);
+}
+
+SEC("fentry")
+int function_remember(void *ctx)
+{
+	return remember_function((struct sk_buff *)CONTEXT_VALUE(ctx, ARGUMENT_OFFSET),
+				 COOKIE_PROBE(function_cookie()));
+}
+
+SEC("fexit")
+int function_return(void *ctx)
+{
+	return trace_return(CONTEXT_VALUE(ctx, ARGUMENT_OFFSET), COOKIE_PROBE(function_cookie()),
+			    CONTEXT_VALUE(ctx, RETURN_OFFSET));
+}
+
+/* A function that makes an skb: its return value is the packet. */
+SEC("fexit")
+int function_made(void *ctx)
+{
+	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION_RETURN, .probe_id = COOKIE_PROBE(function_cookie())};
+
+	return trace_function(ctx, (struct sk_buff *)CONTEXT_VALUE(ctx, RETURN_OFFSET), &facts);
+}

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Events about a packet that may be gone already. When a function returns, or a driver has answered, the skb may have been
+ * freed and be somebody else's: nothing of it can be read any more. What it held is remembered from before.
+ */
+#ifndef PTRACE_REMEMBER_BPF_H
+#define PTRACE_REMEMBER_BPF_H
+
+#include "emit.bpf.h"
+
+/* Names one call: the skb it was made with, what was called, and who called it. */
+struct call_key {
+	__u64 skb_address;
+	__u32 callee;
+	__u32 caller;
+};
+
+struct call {
+	struct ptrace_event event;
+	__u8 bytes[ROOM_SMALL];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct call_key);
+	__type(value, struct call);
+} calls SEC(".maps");
+
+const struct call empty_call = {};
+
+/* Remembers a packet that passed every filter, for emit_remembered(). */
+static __always_inline void remember_call(struct packet_view *view, const struct facts *facts,
+					  const struct call_key *key)
+{
+	struct call *call;
+
+	if (bpf_map_update_elem(&calls, key, &empty_call, BPF_ANY))
+		return;
+	call = bpf_map_lookup_elem(&calls, key);
+	if (call && !fill_skb(&call->event, view, facts, ROOM_SMALL))
+		bpf_map_delete_elem(&calls, key);
+}
+
+static __always_inline void fill_remembered(struct ptrace_event *record, const struct call *call,
+					    const struct facts *facts)
+{
+	*record = call->event;
+	record->timestamp_ns = bpf_ktime_get_ns();
+	record->duration_ns = record->timestamp_ns - call->event.timestamp_ns;
+	record->hook = facts->hook;
+	record->probe_id = facts->probe_id;
+	record->verdict = facts->verdict;
+	record->return_value = facts->return_value;
+	record->stack_id = -1;
+	record->captured_length = 0;
+	record->size = sizeof(*record);
+	record->flags &= ~(PTRACE_EVENT_FIRST_SIGHT | PTRACE_EVENT_BYTES_MISSING);
+	record->flags |= facts->flags | PTRACE_EVENT_NO_PACKET;
+}
+
+/* Emits the event of a call's end, from what is known of its beginning; nothing where that did not pass. */
+static __always_inline void emit_remembered(const struct call_key *key, const struct facts *facts)
+{
+	struct call *call = bpf_map_lookup_elem(&calls, key);
+	struct ptrace_counters *count;
+	struct ptrace_event *record;
+	void *ring;
+
+	if (!call)
+		return;
+	count = probe_counters(facts->probe_id);
+	ring = ring_of_this_cpu();
+	if (!count)
+		return;
+	count->seen++;
+	record = ring ? bpf_ringbuf_reserve(ring, sizeof(*record), 0) : 0;
+	if (record) {
+		fill_remembered(record, call, facts);
+		finish(ring, record, count, true);
+	} else {
+		count->lost_ring++;
+	}
+	bpf_map_delete_elem(&calls, key);
+}
+
+#endif
