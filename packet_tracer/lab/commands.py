@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import fcntl
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -43,6 +44,8 @@ def uninterrupted(action: Callable[[], None]) -> None:
     def run() -> None:
         if not once.acquire(blocking=False):
             return
+        # Commands inherit this: one that was just forked is not in its own session yet.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             action()
         except BaseException as error:  # handed to the caller below
@@ -59,10 +62,10 @@ def uninterrupted(action: Callable[[], None]) -> None:
             finished.wait()
         except BaseException as error:  # whatever a signal handler raises
             interrupted = error
+    if interrupted is not None:
+        raise interrupted from (failure[0] if failure else None)
     if failure:
         raise failure[0]
-    if interrupted is not None:
-        raise interrupted
 
 
 def sysctl(netns: Netns, values: dict[str, str]) -> None:

@@ -251,6 +251,15 @@ def test_drop_reasons() -> None:
     assert dict(DropReasons().names) == {}
 
 
+def test_drop_reasons_of_this_kernel() -> None:
+    reasons = DropReasons.of_this_kernel()
+    if not reasons.names:
+        pytest.skip("this kernel gives no drop reasons (before 5.17, or without BTF)")
+    assert reasons.name(reasons.number("NETFILTER_DROP")) == "NETFILTER_DROP"
+    assert all(reasons.number(name) == value for value, name in dict(reasons.names).items())
+    assert not any(name.startswith("SKB_") for name in reasons.names.values())
+
+
 def batch(*records: bytes, room: int | None = None) -> EventBatch:
     """Records as the ring hands them over: with the room they were reserved, not only what they use."""
     offsets, sizes, data = array("I"), array("I"), b""
