@@ -102,7 +102,7 @@ static __always_inline void take_stack(void *ctx, struct facts *facts)
 		return;
 	count = probe_counters(facts->probe_id);
 	if (count)
-		count->lost_stack++;
+		add_count(&count->lost_stack, 1);
 }
 
 /*

@@ -29,17 +29,31 @@ struct {
 
 const struct call empty_call = {};
 
+/* Counts an event as lost that there was no room to remember for. */
+static __always_inline void count_forgotten(__u32 probe_id)
+{
+	struct ptrace_counters *count = probe_counters(probe_id);
+
+	if (!count)
+		return;
+	add_count(&count->seen, 1);
+	add_count(&count->lost_ring, 1);
+}
+
 /* Remembers a packet that passed every filter, for emit_remembered(). */
 static __always_inline void remember_call(struct packet_view *view, const struct facts *facts,
 					  const struct call_key *key)
 {
-	struct call *call;
+	struct call *call = 0;
 
-	if (bpf_map_update_elem(&calls, key, &empty_call, BPF_ANY))
-		return;
-	call = bpf_map_lookup_elem(&calls, key);
-	if (call && !fill_skb(&call->event, view, facts, ROOM_SMALL))
+	if (!bpf_map_update_elem(&calls, key, &empty_call, BPF_ANY))
+		call = bpf_map_lookup_elem(&calls, key);
+	if (!call) {
+		count_forgotten(facts->probe_id);
+	} else if (!fill_skb(&call->event, view, facts, ROOM_SMALL)) {
 		bpf_map_delete_elem(&calls, key);
+		count_rejected(facts->probe_id);
+	}
 }
 
 static __always_inline void fill_remembered(struct ptrace_event *record, const struct call *call,
@@ -73,13 +87,13 @@ static __always_inline void emit_remembered(const struct call_key *key, const st
 	ring = ring_of_this_cpu();
 	if (!count)
 		return;
-	count->seen++;
+	add_count(&count->seen, 1);
 	record = ring ? bpf_ringbuf_reserve(ring, sizeof(*record), 0) : 0;
 	if (record) {
 		fill_remembered(record, call, facts);
 		finish(ring, record, count, true);
 	} else {
-		count->lost_ring++;
+		add_count(&count->lost_ring, 1);
 	}
 	bpf_map_delete_elem(&calls, key);
 }

@@ -25,6 +25,7 @@ _COUNTERS = {
     "lost_stack": "whose kernel stack could not be kept",
     "rejected": "that the filters turned away; 0 unless they were counted",
     "untracked": "kept without a packet id, because the table of packets was full",
+    "missed": "of the whole host that the kernel kept from the probe, because it ran on that CPU already",
 }
 
 

@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -80,7 +80,8 @@ class Counters:
     """What became of a probe's events, all CPUs together: seen = kept + lost_ring.
 
     ``rejected`` counts what a filter turned away and is 0 unless it was asked for; ``untracked`` events
-    were kept without a packet id.
+    were kept without a packet id. ``missed`` are not among the seen: the kernel left the probe out because it
+    was running on that CPU already, for packets of the whole host (since Linux 6.2: 05b24ff9b2cf).
     """
 
     seen: int = 0
@@ -89,6 +90,7 @@ class Counters:
     lost_stack: int = 0
     rejected: int = 0
     untracked: int = 0
+    missed: int = 0
 
 
 def objects_directory() -> Path:
@@ -309,15 +311,20 @@ class ProbeSession:
         """Return the counters of every probe in use, by probe id."""
         found = {}
         for probe in self._attached_probes():
-            found[probe.probe_id] = self._read_counters(probe.probe_id)
+            found[probe.probe_id] = self._read_counters(probe)
         return found
 
-    def _read_counters(self, probe_id: int) -> Counters:
-        values = self.maps["counters"].raw.lookup(struct.pack("=I", probe_id))
+    def _read_counters(self, probe: Probe) -> Counters:
+        values = self.maps["counters"].raw.lookup(struct.pack("=I", probe.probe_id))
         totals = [0] * len(COUNTERS_FIELDS)
         for row in struct.iter_unpack(COUNTERS_FORMAT, values or b""):
             totals = [total + value for total, value in zip(totals, row, strict=True)]
-        return Counters(*totals)
+        return replace(Counters(*totals), missed=self._missed(probe))
+
+    def _missed(self, probe: Probe) -> int:
+        if probe.hook != Hook.TRACEPOINT:
+            return 0  # the kernel lets these run inside of themselves
+        return sum(self.programs[name].info().recursion_misses for name in self._program_names(probe))
 
 
 def clock_offset_ns() -> int:

@@ -1,0 +1,170 @@
+"""What the tests of captures share: traffic under a tracer, a witness, floods, made-up frames."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from packet_tracer.capture import Tracer
+from packet_tracer.events import Event
+from packet_tracer.lab import Node
+from packet_tracer.lab.topology import mac
+from packet_tracer.lab.traffic import internet_checksum
+from packet_tracer.netns import entered
+
+_SOL_PACKET = 263
+_PACKET_VNET_HDR = 15  # linux/if_packet.h
+#: struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
+VNET_HEADER = struct.Struct("=BBHHHH")
+NEEDS_CHECKSUM = 1
+GSO_TCPV4, GSO_TCPV6 = 1, 4
+
+
+def trace(tracer: Tracer, traffic: Callable[[], object]) -> list[Event]:
+    """Run the traffic under the tracer and return all that it saw."""
+    with tracer:
+        traffic()
+        time.sleep(0.05)  # the last skb may still be on its way to its end, on the other CPU
+        tracer.stop()
+        return list(tracer.events())
+
+
+@contextmanager
+def witness(
+    node: Node, interface: str, *, metadata: bool = False, protocol: int = 0x0003
+) -> Iterator[list[bytes]]:
+    """What AF_PACKET, which knows nothing of us, sees coming in or going out at an interface.
+
+    With ``metadata`` each frame has a virtio_net_hdr before it: checksum left to do, segmentation left to do.
+    """
+    with entered(node.netns):
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
+        opened.bind((interface, protocol))
+    if metadata:
+        opened.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+    opened.settimeout(0.1)
+    frames: list[bytes] = []
+    done = threading.Event()
+
+    def receive() -> None:
+        while True:
+            try:
+                frames.append(opened.recv(1 << 17))
+            except TimeoutError:
+                if done.is_set():
+                    return
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    try:
+        yield frames
+    finally:
+        done.set()
+        thread.join()
+        opened.close()
+
+
+def send_with_metadata(node: Node, interface: str, frame: bytes, header: tuple[int, ...]) -> None:
+    """Send a frame as a virtual machine would: checksum or segmentation left to whom it may concern."""
+    with entered(node.netns):
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    with opened:
+        with entered(node.netns):
+            opened.bind((interface, 0))
+        opened.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+        opened.send(VNET_HEADER.pack(*header) + frame)
+
+
+def ethernet(payload: bytes, protocol: int, *, source: str = "c0", destination: str = "r0") -> bytes:
+    """Return a frame between two of the lab's interfaces."""
+    macs = bytes.fromhex((mac(destination) + mac(source)).replace(":", ""))
+    return macs + struct.pack("!H", protocol) + payload
+
+
+def ipv4(
+    payload: bytes,
+    protocol: int,
+    *,
+    source: str = "192.0.2.2",
+    destination: str = "198.51.100.2",
+    identification: int = 1,
+    fragment: int = 0,
+    ttl: int = 64,
+    options: bytes = b"",
+) -> bytes:
+    """Return an IPv4 packet; ``fragment`` is flags and offset as they stand in the header."""
+    assert len(options) % 4 == 0
+    words = 5 + len(options) // 4
+    header = struct.pack(
+        "!BBHHHBBH4s4s",
+        0x40 | words,
+        0,
+        words * 4 + len(payload),
+        identification,
+        fragment,
+        ttl,
+        protocol,
+        0,
+        socket.inet_aton(source),
+        socket.inet_aton(destination),
+    )
+    header += options
+    return header[:10] + struct.pack("!H", internet_checksum(header)) + header[12:] + payload
+
+
+def ipv6(
+    payload: bytes,
+    protocol: int,
+    *,
+    source: str = "2001:db8:1::2",
+    destination: str = "2001:db8:2::2",
+    hop_limit: int = 64,
+) -> bytes:
+    """Return an IPv6 packet; ``protocol`` is its next header."""
+    addresses = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination)
+    return struct.pack("!IHBB", 6 << 28, len(payload), protocol, hop_limit) + addresses + payload
+
+
+def udp(payload: bytes, *, source: int = 40000, destination: int = 4000) -> bytes:
+    """Return a UDP datagram without a checksum, which IPv4 allows."""
+    return struct.pack("!HHHH", source, destination, 8 + len(payload), 0) + payload
+
+
+def flood(
+    senders: list[socket.socket], count: int, payload: bytes = b"x" * 1000, *, cpus: list[int] | None = None
+) -> None:
+    """Send ``count`` datagrams through each connected socket, each from a thread bound to its own CPU."""
+    chosen = cpus or sorted(os.sched_getaffinity(0))
+
+    def send(sender: socket.socket, cpu: int) -> None:
+        os.sched_setaffinity(0, {cpu})
+        for _ in range(count):
+            try:
+                sender.send(payload)
+            except ConnectionRefusedError:  # what ICMP said of an earlier one
+                continue
+
+    threads = [
+        threading.Thread(target=send, args=(sender, chosen[index % len(chosen)]))
+        for index, sender in enumerate(senders)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def udp_socket(node: Node, peer: tuple[Any, ...] | None = None, *, version: int = 4) -> socket.socket:
+    """Return a UDP socket of a node, connected if there is a peer."""
+    with entered(node.netns):
+        opened = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+    if peer is not None:
+        opened.connect(peer)
+    return opened
