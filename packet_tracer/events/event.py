@@ -9,14 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from packet_tracer.events import flags as bits
 from packet_tracer.events import names
 from packet_tracer.events._layout import EVENT_SIZE, Hook
 from packet_tracer.events.context import Context
-from packet_tracer.events.headers import Headers, LinkType, parse
 from packet_tracer.events.records import FIELD_NAMES, Selection, check, unpacker
+
+if TYPE_CHECKING:
+    from packet_tracer.events.headers import Headers
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -298,6 +300,9 @@ class Event:
     def headers(self) -> Headers:
         """The captured bytes, parsed down to the payload."""
         if self._headers is None:
+            # Imported when first asked for: no other use has to wait for the parser.
+            from packet_tracer.events.headers import LinkType, parse
+
             link = LinkType.ETHERNET if self.flags & bits.LINK_HEADER else LinkType.NONE
             self._headers = parse(self.data, link, protocol=_protocol(self.record))
         return self._headers
