@@ -32,6 +32,7 @@ from packet_tracer.bpf.errors import (
 )
 from packet_tracer.bpf.library import CData, clear_messages, messages, options, text
 from packet_tracer.bpf.maps import Map
+from packet_tracer.bpf.parallel import load_together
 from packet_tracer.bpf.program import PreparedProgram, Program, prepared_program
 from packet_tracer.bpf.spec import MapSpec, ProgramSpec
 from packet_tracer.errors import UsageError
@@ -259,12 +260,7 @@ class PreparedObject:
     def load(self) -> LoadedObject:
         """Load every program as it is. Takes over this object; ProgramLoadError where one is refused."""
         self._live()
-        with ExitStack() as stack:
-            loaded = {}
-            for name, program in self.programs.items():
-                loaded[name] = stack.enter_context(program.load())
-            stack.pop_all()
-        return self.finish(loaded)
+        return self.finish(load_together({name: each.load for name, each in self.programs.items()}))
 
     def finish(self, programs: Mapping[str, Program]) -> LoadedObject:
         """Hand over to a loaded object with programs that were loaded one by one; it owns them from then on.

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from packet_tracer.bpf.errors import BtfError, MapError, ObjectOpenError, Object
 from packet_tracer.bpf.features import RunStatistics, probe_helper, probe_map_type, probe_program_type
 from packet_tracer.bpf.maps import RawMap
 from packet_tracer.bpf.object import BpfObject
-from packet_tracer.bpf.program import Program
+from packet_tracer.bpf.parallel import load_together
+from packet_tracer.bpf.program import PreparedProgram, Program
 from packet_tracer.errors import EXIT_NOT_PERMITTED, BpfError, UsageError
 from tests.kernel.loading import OBJECTS, gone, load, map_exists, open_object, program_exists
 
@@ -325,6 +327,34 @@ def test_two_loaders_at_once() -> None:
         assert {each.id for each in first.maps.values()}.isdisjoint(each.id for each in second.maps.values())
         first.programs["answer"].test_run(FRAME)
         assert second.maps["answers"].raw.lookup(bytes(4)) == bytes(ANSWER.size)
+
+
+def test_programs_loaded_together() -> None:
+    with open_object("loader") as opened:
+        for spec in opened.programs.values():
+            spec.autoload = spec.name in ("answer", "on_xdp", "on_tc", "on_receive_raw")
+        with opened.prepare() as prepared:
+            loaded = load_together({name: each.load for name, each in prepared.programs.items()})
+            assert list(loaded) == list(prepared.programs)
+            assert {name: each.name for name, each in loaded.items()} == {name: name for name in loaded}
+            ids = []
+
+            def load_again(program: PreparedProgram) -> Program:
+                again = program.load()
+                ids.append(again.id)
+                return again
+
+            def refuse() -> Program:
+                raise ValueError("not this one")
+
+            loads = {name: partial(load_again, each) for name, each in prepared.programs.items()}
+            with pytest.raises(ValueError, match="not this one"):
+                load_together({**loads, "bad": refuse, "worse": refuse})
+            assert ids
+            assert gone(program_exists, ids)
+            for each in loaded.values():
+                each.close()
+    assert load_together({}) == {}
 
 
 def test_features_have_three_answers() -> None:
