@@ -1,10 +1,13 @@
 """Putting filters into a program that libbpf has prepared and the kernel has not yet verified.
 
-The filter's functions are appended behind the last instruction, and the stub's body is overwritten with
-``call filter; exit``, no-ops before it. Nothing else moves: no jump, no call, no record of func_info or
-line_info in the program changes. The verifier wants a func_info record for each function and, where there is
-line_info, one for each function's first instruction; both are copied from the stub's, whose type is the
-filter's.
+The filter's functions are appended behind the last instruction. Nothing that is there moves: no jump, no
+record of func_info or line_info in the program changes. Calls of the stub become calls of the filter, for
+each call and return costs as much as a small filter does. The stub itself must stay in use, for the verifier
+refuses code that nothing reaches: its body becomes ``call slow; exit``, no-ops before it, and the filter calls
+its second function that way. A filter without a second function is called from the stub.
+
+The verifier wants a func_info record for each function and, where there is line_info, one for each function's
+first instruction; both are copied from the stub's, whose type is the filter's.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from typing import NamedTuple, Protocol
 from packet_tracer.filter import ebpf
 from packet_tracer.filter.errors import FilterError
 from packet_tracer.filter.expression import Filter
-from packet_tracer.filter.stubs import STUBS
+from packet_tracer.filter.stubs import SLOW, STUBS
 
 _INSTRUCTION_BYTES = 8
 _WORD = struct.Struct("=I")
+_IMMEDIATE = struct.Struct("=i")
+_CALL = ebpf.JMP | ebpf.JUMPS["call"]
 _NOTHING = ebpf.Instruction(ebpf.JMP | ebpf.JUMPS["ja"])
 _EXIT = ebpf.Instruction(ebpf.JMP | ebpf.JUMPS["exit"])
 
@@ -85,17 +90,21 @@ def replace_functions(
     for symbol, replacement in replacements.items():
         stub = places[symbol]
         end = next((start for start in starts if start > stub), size)
-        own = dict(places)
         position = len(code) // _INSTRUCTION_BYTES
         entry = position
+        own = dict(places)
         for function in replacement.functions:
             own[function.name] = position
             func_info += _record(program.func_info, program.func_info_record_size, stub, position)
             line_info += _record(program.line_info, program.line_info_record_size, stub, position)
             position += len(function.instructions)
+        target = entry
+        if SLOW in own:
+            _redirect(code, range(size), stub, entry)
+            target, own[SLOW] = own[SLOW], stub
         for function in replacement.functions:
-            code += _linked(program.name, function, own)
-        body = [*[_NOTHING] * (end - stub - 2), _call(stub, end - 2, entry), _EXIT]
+            code += _linked(program.name, function, own, len(code) // _INSTRUCTION_BYTES)
+        body = [*[_NOTHING] * (end - stub - 2), _call(stub, end - 2, target), _EXIT]
         code[stub * _INSTRUCTION_BYTES : end * _INSTRUCTION_BYTES] = ebpf.encode(body)
     return Patched(bytes(code), bytes(func_info), bytes(line_info))
 
@@ -106,14 +115,24 @@ def _call(stub: int, at: int, target: int) -> ebpf.Instruction:
     return ebpf.Instruction(ebpf.JMP | ebpf.JUMPS["call"], 0, ebpf.PSEUDO_CALL, 0, target - at - 1)
 
 
-def _linked(program: str, function: ebpf.Function, places: Mapping[str, int]) -> bytes:
-    """Return a function's bytes, its calls resolved."""
+def _redirect(code: bytearray, places: range, old: int, new: int) -> None:
+    """Make the calls of the function at ``old`` calls of that at ``new``."""
+    for index in places:
+        at = index * _INSTRUCTION_BYTES
+        if code[at] != _CALL or code[at + 1] >> 4 != ebpf.PSEUDO_CALL:
+            continue
+        if index + 1 + _IMMEDIATE.unpack_from(code, at + 4)[0] == old:
+            _IMMEDIATE.pack_into(code, at + 4, new - index - 1)
+
+
+def _linked(program: str, function: ebpf.Function, places: Mapping[str, int], start: int) -> bytes:
+    """Return a function's bytes, its calls resolved, to be put at ``start``."""
     linked = []
     for index, instruction in enumerate(function.instructions):
         if instruction.symbol:
             if instruction.symbol not in places:
                 raise FilterError("", f"program {program} has no function {instruction.symbol}")
-            distance = places[instruction.symbol] - (places[function.name] + index) - 1
+            distance = places[instruction.symbol] - (start + index) - 1
             instruction = instruction._replace(immediate=distance)
         linked.append(instruction)
     return ebpf.encode(linked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from packet_tracer.filter import cbpf
 from packet_tracer.filter.analysis import Analysis, load_end, reads_bytes
@@ -32,6 +32,8 @@ from packet_tracer.filter.stubs import SLOW, Stub
 #: Bytes of stack that the function takes. All frames of a call chain together have 512 (MAX_BPF_STACK), and
 #: below this one lie the second function's and those that walk the pages.
 _FRAME_SIZE = 128
+#: X as the length of an IPv4 header: at most, and without options.
+_IHL_MAXIMUM, _IHL_USUAL = 0x0F << 2, 20
 
 
 class WindowReader(Reader):
@@ -55,11 +57,7 @@ class WindowReader(Reader):
         self._word = self._slot()
         # What does not fit is read one by one; up to three bytes are lost to alignment.
         room = _FRAME_SIZE + self._stack - 3
-        loads = [
-            (i.k, load_end(i) - i.k)
-            for i, known in zip(program, facts.known, strict=True)
-            if known is not None and reads_bytes(i) and load_end(i) <= room
-        ]
+        loads = [(at, size) for at, size in _places(program, facts) if at + size <= room]
         self._copied = max((offset + size for offset, size in loads), default=0)
         if self._copied and self._vlan:
             self._copied = max(self._copied, BEHIND_TAG)
@@ -165,8 +163,17 @@ class WindowReader(Reader):
         asm.mov(R2, R3)
         asm.alu("add", R2, size, wide=True)
         asm.jump(">", R2, R7, BEYOND, wide=True)
+        done = asm.fresh_label()
+        if x_maximum == _IHL_MAXIMUM and _IHL_USUAL + offset + size <= self._copied:
+            # Nearly every IPv4 header has no options: what follows it lies in the copy.
+            other = asm.fresh_label()
+            asm.jump("!=", self.x, _IHL_USUAL, other)
+            self._load_copied(target, self._window + _IHL_USUAL + offset, size)
+            asm.goto(done)
+            asm.label(other)
         asm.alu("add", R3, R6, wide=True)
         self._read_word(target, size)
+        asm.label(done)
 
     def _read_word(self, target: Register, size: int) -> None:
         """Read ``size`` bytes at r3."""
@@ -202,6 +209,21 @@ class WindowReader(Reader):
                 asm.mov(R5, 0)
             asm.call(SLOW)
             asm.exit()
+
+
+def _places(program: Sequence[cbpf.Instruction], facts: Analysis) -> Iterator[tuple[int, int]]:
+    """The offset and size of every load whose place is known, or nearly always the same."""
+    for instruction, known in zip(program, facts.known, strict=True):
+        if known is None:
+            continue
+        if reads_bytes(instruction):
+            yield instruction.k, load_end(instruction) - instruction.k
+        elif (
+            instruction.instruction_class == cbpf.LD
+            and instruction.mode == cbpf.IND
+            and known.x_maximum == _IHL_MAXIMUM
+        ):
+            yield _IHL_USUAL + instruction.k, instruction.size
 
 
 def _pieces(place: int, size: int) -> int:

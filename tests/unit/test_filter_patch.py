@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from packet_tracer.bpf.constants import patch_constants
-from packet_tracer.filter import Access, FilterError, LinkType, Stub, ebpf
+from packet_tracer.filter import Access, Filter, FilterError, LinkType, Stub, ebpf
 from packet_tracer.filter.expression import compile_filter
 from packet_tracer.filter.patch import patch, replace_functions
 
@@ -17,12 +17,16 @@ ONE = ebpf.Instruction(ebpf.ALU | ebpf.ARITHMETIC["mov"], 0, 0, 0, 1)
 NOTHING = ebpf.Instruction(ebpf.JMP | ebpf.JUMPS["ja"])
 
 
+def call(at: int, target: int) -> ebpf.Instruction:
+    return ebpf.Instruction(0x85, 0, ebpf.PSEUDO_CALL, 0, target - at - 1)
+
+
 @dataclass(frozen=True)
 class Code:
     """A prepared program: a caller, a stub of three instructions, one of two, and what filters call."""
 
     name: str = "program"
-    instructions: bytes = ebpf.encode([NOTHING, EXIT, ONE, ONE, EXIT, ONE, EXIT, ONE, EXIT])
+    instructions: bytes = ebpf.encode([call(0, 2), EXIT, ONE, ONE, EXIT, ONE, EXIT, ONE, EXIT])
     func_info: bytes = struct.pack("=8I", 0, 11, 2, 12, 5, 13, 7, 14)
     func_info_record_size: int = 8
     line_info: bytes = struct.pack("=16I", 0, 1, 2, 3, 2, 4, 5, 6, 5, 7, 8, 9, 7, 1, 1, 1)
@@ -35,35 +39,40 @@ class Code:
     )
 
 
-def test_the_stub_calls_what_is_appended_and_nothing_else_moves() -> None:
-    program = Code()
-    filter_ = compile_filter("tcp port 80")
-    patched = patch(program, filter_)
-    before, after = ebpf.decode(program.instructions), ebpf.decode(patched.instructions)
-    layer2 = filter_.program(Stub(Access.TC, LinkType.ETHERNET))
-    layer3 = filter_.program(Stub(Access.TC, LinkType.RAW))
-    assert len(after) == len(before) + layer2.size + layer3.size
-    assert after[:2] == before[:2]
-    assert after[7:9] == before[7:9]
-    # The stub: a no-op for the room that is left, a call of the first appended instruction, exit.
-    assert after[2:5] == (NOTHING, ebpf.Instruction(0x85, 0, 1, 0, 9 - 3 - 1), EXIT)
-    assert after[5:7] == (ebpf.Instruction(0x85, 0, 1, 0, 9 + layer2.size - 5 - 1), EXIT)
-
-
-def test_calls_inside_the_filter_are_resolved() -> None:
-    filter_ = compile_filter("tcp port 80")
-    after = ebpf.decode(patch(Code(), filter_).instructions)
+def starts_of(filter_: Filter) -> list[int]:
+    """Where each function of the two filters in a patched `Code` begins, and where the last one ends."""
     starts = [9]
     for link_type in LinkType:
         for function in filter_.program(Stub(Access.TC, link_type)).functions:
             starts.append(starts[-1] + len(function.instructions))
+    return starts
+
+
+def test_calls_of_the_stub_go_to_the_filter_and_nothing_moves() -> None:
+    program = Code()
+    filter_ = compile_filter("tcp port 80")
+    fast, slow, fast3, slow3, end = starts_of(filter_)
+    after = ebpf.decode(patch(program, filter_).instructions)
+    assert len(after) == end
+    assert after[:2] == (call(0, fast), EXIT)
+    assert after[7:9] == ebpf.decode(program.instructions)[7:9]
+    # What is left of the stubs: a no-op for the room that is too much, a call of the second function, exit.
+    assert after[2:5] == (NOTHING, call(3, slow), EXIT)
+    assert after[5:7] == (call(5, slow3), EXIT)
     targets = {
-        index + 1 + i.immediate
+        index: index + 1 + i.immediate
         for index, i in enumerate(after)
         if i.opcode == 0x85 and i.source == ebpf.PSEUDO_CALL
     }
-    # Entries from the stubs, the slow functions from the fast ones, and filter_tc_load from those.
-    assert targets == {*starts[:-1], 7}
+    # The first function of each calls the stub, the second filter_tc_load.
+    assert {target for at, target in targets.items() if fast <= at < slow} == {2}
+    assert {target for at, target in targets.items() if fast3 <= at < slow3} == {5}
+    assert {target for at, target in targets.items() if slow <= at < fast3 or at >= slow3} == {7}
+
+
+def test_a_filter_of_one_function_is_called_from_the_stub() -> None:
+    after = ebpf.decode(patch(Code(), compile_filter("greater 80")).instructions)
+    assert after[:5] == (call(0, 2), EXIT, NOTHING, call(3, 9), EXIT)
 
 
 def test_each_function_has_its_records() -> None:
@@ -73,12 +82,7 @@ def test_each_function_has_its_records() -> None:
     assert patched.line_info.startswith(program.line_info)
     new = list(struct.iter_unpack("=2I", patched.func_info[len(program.func_info) :]))
     lines = list(struct.iter_unpack("=4I", patched.line_info[len(program.line_info) :]))
-    sizes = [
-        len(function.instructions)
-        for link_type in LinkType
-        for function in filter_.program(Stub(Access.TC, link_type)).functions
-    ]
-    starts = [9 + sum(sizes[:index]) for index in range(len(sizes))]
+    starts = starts_of(filter_)[:-1]
     assert [start for start, _ in new] == starts
     assert [kind for _, kind in new] == [12, 12, 13, 13]
     assert [line for line, *_ in lines] == starts
