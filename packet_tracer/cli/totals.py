@@ -12,7 +12,7 @@ from packet_tracer.formats.frame import totals
 
 if TYPE_CHECKING:
     from packet_tracer.events import EventBatch
-    from packet_tracer.probes.session import Counters
+    from packet_tracer.probes.setup import Counters
 
 #: Packets that are told apart at once; beyond it the oldest are taken to be gone.
 _REMEMBERED = 1 << 17
@@ -113,6 +113,9 @@ def loss_text(stats: Mapping[str, Counters], ring_bytes: int) -> str:
     stacks = sum(counters.lost_stack for counters in stats.values())
     if stacks:
         parts.append(f"LOST {counted(stacks, 'kernel stack')}")
+    missed = sum(counters.missed for counters in stats.values())
+    if missed:
+        parts.append(f"MISSED {counted(missed, 'packet')} of the host, met while the same probe was running")
     return "; ".join(parts)
 
 

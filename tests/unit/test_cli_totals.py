@@ -1,0 +1,73 @@
+"""Totals of a capture, and what is said of loss."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from packet_tracer.cli import totals
+from packet_tracer.cli.capturing import first
+from packet_tracer.events import Context, EventBatch, FixedNames
+from packet_tracer.events._layout import EVENT_FIELDS, EVENT_SIZE, RECORD_VERSION
+from packet_tracer.probes.session import Counters
+
+
+def batch(*packet_ids: int) -> EventBatch:
+    offset = {field.name: field.offset for field in EVENT_FIELDS}
+    data = bytearray()
+    for packet_id in packet_ids:
+        record = bytearray(EVENT_SIZE)
+        struct.pack_into("=IB", record, 0, EVENT_SIZE, RECORD_VERSION)
+        struct.pack_into("=Q", record, offset["packet_id"], packet_id)
+        data += record
+    return EventBatch.from_bytes(bytes(data), Context(interface_names=FixedNames()))
+
+
+def test_packets_are_told_apart_and_those_without_an_id_left_out() -> None:
+    found = totals.Totals()
+    found.add(batch(1, 2, 1, 0))
+    found.add(batch(2, 3))
+    assert (found.events, found.packets) == (6, 3)
+
+
+def test_memory_for_packets_is_bounded_and_the_count_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(totals, "_REMEMBERED", 10)
+    found = totals.Totals()
+    for start in range(1, 1000, 5):
+        found.add(batch(*range(start, start + 5)))
+        assert len(found._packets) <= 15
+    assert (found.events, found.packets) == (1000, 1000)
+
+
+def test_the_first_events_of_a_batch() -> None:
+    whole = batch(1, 2, 3)
+    assert [event.packet_id for event in first(whole, 2)] == [1, 2]
+    assert first(whole, 3) is whole
+
+
+def test_loss_is_told_by_probe() -> None:
+    stats = {
+        "a": Counters(seen=1500, kept=300, lost_ring=1200),
+        "b": Counters(seen=2, kept=1, lost_ring=1),
+        "c": Counters(),
+    }
+    text = totals.loss_text(stats, 16 << 20)
+    assert text.startswith("LOST 1,201 events, the rings were full: a 1,200 of 1,500, b 1 of 2; ")
+    assert text.endswith("--ring-size 64M")
+    assert "MISSED 3 packets" in totals.loss_text({"a": Counters(missed=3)}, 1 << 16)
+    assert "LOST 1 kernel stack" in totals.loss_text({"a": Counters(lost_stack=1)}, 1 << 16)
+    assert totals.loss_text({"a": Counters(seen=5, kept=5)}, 1 << 16) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1 m 00 s"), (3599.9, "59 m 59 s"), (7500, "2 h 05 m")],
+)
+def test_durations_in_words(seconds: float, text: str) -> None:
+    assert totals.duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(("bytes_", "text"), [(16 << 20, "64M"), (1 << 16, "256K"), (1 << 18, "1M")])
+def test_larger_rings(bytes_: int, text: str) -> None:
+    assert totals.larger(bytes_) == text
