@@ -3,8 +3,8 @@
 The filter's functions are appended behind the last instruction. Nothing that is there moves: no jump, no
 record of func_info or line_info in the program changes. Calls of the stub become calls of the filter, for
 each call and return costs as much as a small filter does. The stub itself must stay in use, for the verifier
-refuses code that nothing reaches: its body becomes ``call slow; exit``, no-ops before it, and the filter calls
-its second function that way. A filter without a second function is called from the stub.
+refuses code that nothing reaches: its body becomes ``call slow; exit``, no-ops before it, and the filter
+calls its second function that way. A filter without a second function is called from the stub.
 
 The verifier wants a func_info record for each function and, where there is line_info, one for each function's
 first instruction; both are copied from the stub's, whose type is the filter's.
