@@ -666,6 +666,7 @@ def needs(*groups: str) -> list[Need]:
             Need("ping", tool("ping"), "iputils-ping", "iputils", "iputils"),
             Need("ethtool", tool("ethtool"), "ethtool"),
             Need("cpio", tool("cpio"), "cpio"),
+            Need("bpftool", tool("bpftool"), "bpftool", "bpftool", "bpf"),
         ],
         "matrix": [  # what is special about Debian's kernels, tests.matrix says itself
             Need("QEMU", tool("qemu-system-x86_64"), "qemu-system-x86", "qemu-system-x86-core"),

@@ -23,6 +23,7 @@ COMMANDS = {
     "capture": Entry("capture", "capture", "Trace packets, one line an event."),
     "demo": Entry("demo", "demo", "See it work, in a small network of its own."),
     "doctor": Entry("doctor", "doctor", "Tell what this host allows, and why not."),
+    "maps": Entry("maps", "app", "Look at the BPF maps of this host, and change them."),
     "probes": Entry("listing", "probes", "List the places to look at packets."),
     "schema": Entry("listing", "schema", "Print the JSON Schema of the events."),
 }

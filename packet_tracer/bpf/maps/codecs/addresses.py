@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from packet_tracer.bpf.maps.codecs.base import Buffer, Codec, refuse
 
@@ -67,7 +67,7 @@ class NetworkCodec(Codec[N], Generic[N]):
         return self.kind((raw[4:], _LENGTH.unpack(raw[:4])[0]), strict=False)
 
     def describe(self) -> str:
-        return f"an {self.kind.__name__} such as {_EXAMPLES[self.kind]}"
+        return f"an {self.kind.__name__}"
 
 
 class Prefix(NamedTuple):
@@ -99,11 +99,6 @@ class PrefixCodec(Codec[Prefix]):
     def describe(self) -> str:
         return f"a Prefix(length, data) over {self.size - 4} bytes"
 
-
-_EXAMPLES: dict[type[Any], str] = {
-    IPv4Network: "192.0.2.0/24",
-    IPv6Network: "2001:db8::/32",
-}
 
 ipv4 = AddressCodec(ipaddress.IPv4Address, 4)
 ipv6 = AddressCodec(ipaddress.IPv6Address, 16)

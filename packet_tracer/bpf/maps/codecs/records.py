@@ -82,8 +82,7 @@ class Record(Codec[R]):
         return [make(*unpack(row)) for row in rows]
 
     def describe(self) -> str:
-        name = getattr(self.make, "__name__", "record")
-        return f"{name}({', '.join(f'{f.name}: {_short(f)}' for f in self.fields)})"
+        return f"{getattr(self.make, '__name__', 'a record')}({', '.join(self._names)})"
 
     def _pack(self, values: Sequence[Any]) -> Iterable[Any]:
         remaining = iter(values)
@@ -191,7 +190,3 @@ def _to_bits(field: RecordField, value: Any) -> int:
 def _from_bits(field: RecordField, bits: int) -> int:
     value = bits >> field.shift & (1 << field.width) - 1
     return value - (1 << field.width) if field.signed and value >> field.width - 1 else value
-
-
-def _short(field: RecordField) -> str:
-    return f"{field.width} bits" if field.width else field.codec.describe()
