@@ -1,4 +1,4 @@
-"""Several programs verified at once: a large one takes the kernel some 20 ms, and it does not mind company."""
+"""Several programs verified at once: a large one takes the kernel 20 ms, and it does not mind company."""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from packet_tracer.bpf._libbpf import ffi, lib
-from packet_tracer.bpf.enums import MapType
+from packet_tracer.bpf.enums import MapFlags, MapType
 from packet_tracer.bpf.errors import MapError
 from packet_tracer.bpf.library import CData
 from packet_tracer.bpf.maps import Map
-from packet_tracer.errors import RecordError
+from packet_tracer.errors import ENOTSUPP, RecordError
 
 #: How often to look at rings whose producers do not announce records, in milliseconds; Ctrl-C waits no
 #: longer.
@@ -70,12 +70,13 @@ class _Buffers:
     """Memory for batches, used again once no batch refers to it: fresh memory costs more than the copying."""
 
     def __init__(self, batch_bytes: int, max_record: int) -> None:
-        # At least one record must fit, or a read would never end.
-        self.data_size = max(batch_bytes, (max_record + 7) // 8 * 8)
+        # At least one record must fit, or a read would never end; what follows the data is aligned.
+        self.data_size = (max(batch_bytes, max_record) + 7) // 8 * 8
         self.capacity = self.data_size // _SMALLEST_RECORD + 1
         self._blocks = [self._new()]
+        self.current = 0
         # References to a block that no memoryview or array is left on: how many depends on the interpreter.
-        self._unused = self._references()[0]
+        self._no_views = self._references()[0]
 
     def _new(self) -> bytearray:
         return bytearray(self.data_size + 8 * self.capacity)
@@ -83,15 +84,25 @@ class _Buffers:
     def _references(self) -> list[int]:
         return [sys.getrefcount(block) for block in self._blocks]
 
-    def free(self) -> bytearray:
-        """Return a block nobody refers to; a new one where there is none."""
-        for index, references in enumerate(self._references()):
-            if references == self._unused:
-                return self._blocks[index]
-        block = self._new()
-        if len(self._blocks) < _BLOCKS_KEPT:
-            self._blocks.append(block)
-        return block
+    def next(self) -> bytearray:
+        """Make a block current that nobody refers to: a new one where there is none."""
+        unused = [index for index, count in enumerate(self._references()) if count == self._no_views]
+        for surplus in reversed(unused[_BLOCKS_KEPT:]):
+            del self._blocks[surplus]
+        if not unused:
+            self._blocks.append(self._new())
+        self.current = unused[0] if unused else len(self._blocks) - 1
+        return self._blocks[self.current]
+
+    def batch(self, count: int, used: int) -> RecordBatch:
+        """Return a batch over the current block, with ``count`` records in ``used`` bytes."""
+        view = memoryview(self._blocks[self.current])
+        offsets, sizes = self.data_size, self.data_size + 4 * self.capacity
+        return RecordBatch(
+            view[:used],
+            view[offsets : offsets + 4 * count].cast("I"),
+            view[sizes : sizes + 4 * count].cast("I"),
+        )
 
 
 class RingBuffer:
@@ -118,6 +129,9 @@ class RingBuffer:
         for each in maps:
             if each.type != MapType.RINGBUF:
                 raise each.error("reading", errno.EINVAL, "it is not a ring buffer")
+            if each.flags & MapFlags.RB_OVERWRITE:
+                reason = "a ring that overwrites its oldest records is read another way"
+                raise each.error("reading", ENOTSUPP, reason)
         if not maps:
             raise ValueError("at least one ring buffer")
         fds = ffi.new("int[]", [each.fd for each in maps])
@@ -131,6 +145,7 @@ class RingBuffer:
         self._window_ns = window_ns
         self._announces = False
         self._bad_seen = 0
+        self._delivered = 0
         self._wakeups = 0
 
     def __enter__(self) -> RingBuffer:
@@ -233,27 +248,23 @@ class RingBuffer:
                 f"{number} record{'s' if number > 1 else ''} of ring {name} skipped: {rings.bad_size} bytes,"
                 " longer than the reader takes or too short for a timestamp"
             )
-        if not lib.ptrace_rings_pending(rings):
-            rings.held_timestamp = 0
-            return _EMPTY
         buffers = self._buffers
-        block = buffers.free()
-        # from_buffer's hold on the block ends with the call, a batch's when the last view of it is gone.
-        with ffi.from_buffer("__u8[]", block, require_writable=True) as memory:
-            offsets = ffi.cast("__u32 *", memory + buffers.data_size)
-            sizes = offsets + buffers.capacity
-            count = lib.ptrace_rings_read(
-                rings, before_ns, memory, buffers.data_size, offsets, sizes, buffers.capacity
-            )
+        if rings.records == self._delivered:
+            if not lib.ptrace_rings_pending(rings):
+                rings.held_timestamp = 0
+                return _EMPTY
+            # from_buffer's hold on the block ends here, a batch's when the last view of it is gone.
+            with ffi.from_buffer("__u8[]", buffers.next(), require_writable=True) as memory:
+                offsets = ffi.cast("__u32 *", memory + buffers.data_size)
+                sizes, capacity = offsets + buffers.capacity, buffers.capacity
+                lib.ptrace_rings_read(rings, before_ns, memory, buffers.data_size, offsets, sizes, capacity)
+        # Otherwise a signal's exception came between reading and returning: here is the batch again.
+        count = rings.records - self._delivered
         if not count:
-            if rings.bad_records != self._bad_seen:
-                return self._collect(before_ns)
-            return _EMPTY
-        view = memoryview(block)
-        indexes = view[buffers.data_size :].cast("I")
-        return RecordBatch(
-            view[: rings.used], indexes[:count], indexes[buffers.capacity : buffers.capacity + count]
-        )
+            return self._collect(before_ns) if rings.bad_records != self._bad_seen else _EMPTY
+        batch = buffers.batch(count, rings.used)
+        self._delivered = rings.records
+        return batch
 
     @property
     def statistics(self) -> RingStatistics:

@@ -288,6 +288,24 @@ with Filler() as filler, RingBuffer(filler.rings) as ring:
         assert process.wait(5) == 0
 
 
+def test_an_exception_at_the_wrong_moment_loses_nothing(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C between the reader's taking records and its handing them out: the next read has them."""
+
+    def interrupted(*_: object) -> RecordBatch:
+        raise KeyboardInterrupt
+
+    with RingBuffer(filler.rings, batch_bytes=4096, max_record=104) as ring:
+        filler.fill(0, 60)
+        with monkeypatch.context() as patched:
+            patched.setattr(ring._buffers, "batch", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                ring.read(1)
+        assert ring.statistics.records > 0
+        assert [record.number for record in drain(ring)] == list(range(60))
+
+
 def test_a_signal_handler_that_returns_does_not_end_the_wait(filler: Filler) -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGALRM, lambda number, _: seen.append(number))
