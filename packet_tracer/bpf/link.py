@@ -63,19 +63,30 @@ def attach_raw_tracepoint(program: Program, name: str, *, cookie: int | None = N
 
 
 def attach_netfilter(
-    program: Program, family: Literal["ipv4", "ipv6"], hook: int, priority: int, *, defragment: bool = False
+    program: Program,
+    family: Literal["ipv4", "ipv6"],
+    hook: int,
+    priority: int,
+    *,
+    defragment: bool = False,
+    tries: int = 1,
 ) -> Link:
     """Attach to a netfilter hook (0 prerouting .. 4 postrouting) of the current namespace (Linux 6.4).
 
     Lower priorities run first; the smallest and largest integers are the kernel's. Programs at one hook must
-    differ in priority. Raises AttachError EINVAL on kernels without netfilter links.
+    differ in priority: of ``tries`` from ``priority`` on, the first that is free is taken. Raises AttachError
+    EINVAL on kernels without netfilter links.
     """
     opts = options("bpf_link_create_opts")
     opts.netfilter.pf, opts.netfilter.hooknum = _FAMILIES[family], hook
-    opts.netfilter.priority, opts.netfilter.flags = priority, int(defragment)
-    result = lib.bpf_link_create(program.fd, 0, AttachType.NETFILTER, opts)
+    opts.netfilter.flags = int(defragment)
+    for chosen in range(priority, priority + tries):
+        opts.netfilter.priority = chosen
+        result = lib.bpf_link_create(program.fd, 0, AttachType.NETFILTER, opts)
+        if result != -errno.EBUSY:
+            break
     reason = "another program is there with the same priority" if result == -errno.EBUSY else ""
-    return created(result, "netfilter", f"{family} hook {hook} priority {priority}", program, reason)
+    return created(result, "netfilter", f"{family} hook {hook} priority {chosen}", program, reason)
 
 
 def attach_cgroup(program: Program, cgroup_path: Path | str, attach_type: int | None = None) -> Link:

@@ -287,7 +287,7 @@ class ProbeSession:
             family, hook = probe.argument
             for netns in self.setup.netns:
                 with namespaces.entered(netns):
-                    yield links.attach_netfilter(program, family, hook, _NETFILTER_PRIORITY)
+                    yield links.attach_netfilter(program, family, hook, _NETFILTER_PRIORITY, tries=64)
         else:
             yield from self._attach_to_interfaces(probe, program)
 
