@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     )
     from packet_tracer.events import Event, EventBatch, Packet
     from packet_tracer.lab import Lab
-    from packet_tracer.probes.session import Counters
+    from packet_tracer.probes.setup import Counters
 
 _MODULES = {
     "BpfError": "errors",
-    "Counters": "probes.session",
+    "Counters": "probes.setup",
     "Event": "events",
     "EventBatch": "events",
     "Lab": "lab",

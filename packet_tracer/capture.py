@@ -21,13 +21,17 @@ from packet_tracer.filter import compile as compile_filter
 from packet_tracer.filter.predicates import Predicates
 from packet_tracer.netns import Netns
 from packet_tracer.probes.catalogue import Probe, probe_names, select
-from packet_tracer.probes.session import AttachPoint, Counters, KernelSetup, ProbeSession, clock_offset_ns
+from packet_tracer.probes.function_probes import Backend, FunctionProbe, number
+from packet_tracer.probes.functions import FunctionTable
+from packet_tracer.probes.session import ProbeSession
+from packet_tracer.probes.setup import AttachPoint, Counters, KernelSetup, clock_offset_ns
 
 #: Longest wait for records before a stop, a signal or a deadline is looked for, in seconds.
 _SLICE = 0.1
 
 DEFAULT_SNAPLEN = 96
-#: Some 70,000 events without captured bytes. The reader maps rings twice, so a process seems to have twice as much.
+#: Some 70,000 events without captured bytes. The reader maps rings twice, so a process seems to have twice
+#: as much.
 DEFAULT_RING_BYTES = 16 << 20
 
 
@@ -49,6 +53,12 @@ class Tracer:
     - ``probes``: globs over the names that ``ptrace probes`` lists; ``profile``: a named choice (default:
       ``"default"``).
     - ``filter``: a pcap-filter(7) expression, decided in the kernel: ``"tcp port 443"``.
+    - ``functions``: kernel functions that handle packets, as globs, ``/regular expressions/`` or
+      ``module:NAME`` (``"*"``: all of them), but none that ``exclude`` names; ``backend`` forces one of
+      ``fentry``, ``kprobe-multi``, ``kprobe``; ``returns`` adds return values. With functions no probes are
+      the default.
+    - ``follow``: show what matched the filter once from then on, whatever becomes of its headers (default:
+      with a filter, where the identity of packets is exact). ``stacks``: take kernel stacks.
     - ``snaplen``: bytes kept of each packet, up to 9216. ``ring_bytes``: memory of all ring buffers together.
     - ``count_rejected``: also count what the filters turn away (a few nanoseconds a packet).
 
@@ -66,11 +76,21 @@ class Tracer:
         probes: str | Iterable[str] = (),
         profile: str | None = None,
         filter: str | Filter | None = None,  # noqa: A002 - what everyone calls it
+        functions: str | Iterable[str] = (),
+        exclude: str | Iterable[str] = (),
+        backend: Backend | None = None,
+        returns: bool = False,
+        follow: bool | None = None,
+        stacks: bool = False,
         snaplen: int = DEFAULT_SNAPLEN,
         ring_bytes: int = DEFAULT_RING_BYTES,
         count_rejected: bool = False,
     ) -> None:
-        self.probes: tuple[Probe, ...] = select(_texts(probes), profile)
+        self.functions = _functions(_texts(functions), _texts(exclude))
+        chosen = _texts(probes)
+        self.probes: tuple[Probe, ...] = (
+            () if self.functions and not chosen and profile is None else select(chosen, profile)
+        )
         names = tuple(name for name in _texts(interface) if name != "any")
         self._namespaces = _resolve(_texts(netns), bool(names))
         self._points = _points(names, self._namespaces or (namespaces.current(),))
@@ -93,6 +113,11 @@ class Tracer:
             count_rejected=count_rejected,
             rodata=self._predicates.rodata(),
             filter=compile_filter(filter) if isinstance(filter, str) else filter,
+            functions=self.functions,
+            backend=backend,
+            returns=returns,
+            follow=bool(self.functions) and filter is not None if follow is None else follow,
+            stacks=stacks,
         )
         self._session: ProbeSession | None = None
         self._ring: RingBuffer | None = None
@@ -105,7 +130,7 @@ class Tracer:
 
     def start(self) -> None:
         """Load and attach. Called by ``with``."""
-        context = Context(probes=probe_names(), wall_clock_offset_ns=clock_offset_ns())
+        context = Context(probes=self._probe_names(), wall_clock_offset_ns=clock_offset_ns())
         for netns in self._setup.netns:
             context.interface_names.add(netns)
         session = ProbeSession(self._setup).__enter__()
@@ -222,18 +247,43 @@ class Tracer:
     def stats(self) -> dict[str, Counters]:
         """Return what became of the events of each probe: seen, kept, lost. Live, and after the end."""
         counters = self._session.counters() if self._session is not None else self._counters
-        chosen = {probe.probe_id: probe.name for probe in self.probes}
+        chosen = {probe.probe_id: probe.name for probe in self.probes} | self._function_names()
         return {name: counters.get(probe_id, Counters()) for probe_id, name in chosen.items()}
+
+    def _function_names(self) -> dict[int, str]:
+        names = {probe.probe_id: probe.name for probe in self.functions}
+        if self._setup.returns:
+            names |= {probe.probe_id + 1: f"{probe.name} returns" for probe in self.functions}
+        return names
+
+    def _probe_names(self) -> dict[int, str]:
+        return probe_names() | self._function_names()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of how it attached: native or generic XDP, TCX or clsact."""
-        return tuple(self._session.modes) if self._session is not None else ()
+        return tuple(self._session.notes) if self._session is not None else ()
+
+    @property
+    def exact_identity(self) -> bool:
+        """Whether packet ids are exact; else they are by best effort (docs/identity.md)."""
+        return self._session is not None and self._session.exact_identity
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Functions that were chosen but can't be traced here, with the reason of each."""
+        return self._session.skipped if self._session is not None else {}
 
     def _reader(self) -> RingBuffer:
         if self._ring is None:
             raise ValueError("the tracer is not started")
         return self._ring
+
+
+def _functions(patterns: tuple[str, ...], exclude: tuple[str, ...]) -> tuple[FunctionProbe, ...]:
+    if not patterns:
+        return ()
+    return number(FunctionTable.read().select(patterns, exclude))
 
 
 def _resolve(names: tuple[str, ...], have_interface: bool) -> tuple[Netns, ...]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from packet_tracer.capture import Tracer
     from packet_tracer.cli.totals import Totals
     from packet_tracer.events import EventBatch
-    from packet_tracer.probes.session import Counters
+    from packet_tracer.probes.setup import Counters
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _STDOUT = 1

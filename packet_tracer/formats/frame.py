@@ -15,7 +15,7 @@ from typing import Any
 
 from packet_tracer._version import __version__
 from packet_tracer.formats.schema import schema
-from packet_tracer.probes.session import Counters
+from packet_tracer.probes.setup import Counters
 
 #: What each counter of a probe counts, in events.
 _COUNTERS = {

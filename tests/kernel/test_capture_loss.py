@@ -18,7 +18,7 @@ from packet_tracer.bpf.features import RunStatistics
 from packet_tracer.bpf.program import ProgramInfo
 from packet_tracer.capture import Tracer
 from packet_tracer.lab import Lab
-from packet_tracer.probes.session import Counters, ring_size
+from packet_tracer.probes.setup import Counters, ring_size
 from tests.kernel.capturing import flood, udp_socket
 
 PORT = 4000

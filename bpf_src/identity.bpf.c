@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What makes a packet's identity exact: the functions that move its bytes to another buffer, make several packets of one or
+ * one of several, and free the buffer. Each is attached where this kernel has it; none of them emits an event.
+ */
+#define READ_DIRECT 1
+#include "tracking.bpf.h"
+#include <bpf/bpf_tracing.h>
+
+char LICENSE[] SEC("license") = "GPL";
+
+/* Segments of one packet: 64 KiB in pieces of an MTU of 1500, and some room. */
+#define SEGMENTS_MAX 64
+/* Fragments of one packet that are looked at. */
+#define FRAGMENTS_MAX 64
+
+/* False for NULL and for an error in the place of a pointer: IS_ERR_VALUE() in include/linux/err.h. */
+static __always_inline bool is_pointer(struct sk_buff *skb)
+{
+	return skb && (__u64)skb < (__u64)-4095;
+}
+
+static __always_inline __u64 head_of(struct sk_buff *skb)
+{
+	return (__u64)BPF_CORE_READ(skb, head);
+}
+
+static __always_inline void put(__u64 head, const struct tracked *packet)
+{
+	if (!bpf_map_update_elem(&packets, &head, packet, BPF_ANY))
+		count_tracking(1, 0);
+}
+
+static __always_inline void bury(__u64 head)
+{
+	if (!bpf_map_delete_elem(&packets, &head))
+		count_tracking(0, 1);
+}
+
+/* Makes what is in a buffer a packet of its own, a child of `parent`. */
+static __always_inline void put_child(__u64 head, const struct tracked *parent)
+{
+	struct tracked child = *parent;
+
+	child.id = new_packet_id(bpf_ktime_get_ns());
+	child.parent_id = parent->id;
+	child.content = 0;
+	put(head, &child);
+}
+
+/* The end of a buffer. */
+
+SEC("fentry/skb_free_head")
+int BPF_PROG(skb_free_head, struct sk_buff *skb)
+{
+	bury(head_of(skb));
+	return 0;
+}
+
+/* Where the compiler has put skb_free_head() into its callers. */
+SEC("fentry/skb_release_data")
+int BPF_PROG(skb_release_data, struct sk_buff *skb)
+{
+	forget(skb, skb->head);
+	return 0;
+}
+
+/* The skb ends, its buffer becomes a page of another packet. */
+SEC("fentry/kfree_skb_partial")
+int BPF_PROG(kfree_skb_partial, struct sk_buff *skb, bool head_stolen)
+{
+	if (head_stolen)
+		bury(head_of(skb));
+	return 0;
+}
+
+SEC("fentry/napi_skb_free_stolen_head")
+int BPF_PROG(napi_skb_free_stolen_head, struct sk_buff *skb)
+{
+	bury(head_of(skb));
+	return 0;
+}
+
+/* The bytes move to another buffer: remembered before, put down after. By the address of the skb, which stays. */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct tracked);
+} moving SEC(".maps");
+
+static __always_inline void take_up(__u64 key, __u64 head)
+{
+	struct tracked *packet = find_tracked(head);
+
+	if (packet)
+		bpf_map_update_elem(&moving, &key, packet, BPF_ANY);
+}
+
+static __always_inline void put_down(__u64 key, __u64 head)
+{
+	struct tracked *packet = bpf_map_lookup_elem(&moving, &key);
+
+	if (!packet)
+		return;
+	if (!find_tracked(head))
+		put(head, packet);
+	bpf_map_delete_elem(&moving, &key);
+}
+
+SEC("fentry/pskb_expand_head")
+int BPF_PROG(pskb_expand_head_before, struct sk_buff *skb)
+{
+	take_up((__u64)skb, head_of(skb));
+	return 0;
+}
+
+SEC("fexit/pskb_expand_head")
+int BPF_PROG(pskb_expand_head_after, struct sk_buff *skb)
+{
+	put_down((__u64)skb, head_of(skb));
+	return 0;
+}
+
+/* An skb too shared or too short for XDP is replaced by one that suits (e6d5dbdd20aa, v6.8); `place` is where it is. */
+SEC("fentry/skb_pp_cow_data")
+int BPF_PROG(skb_pp_cow_data_before, void *pool, struct sk_buff **place)
+{
+	struct sk_buff *skb = 0;
+
+	bpf_probe_read_kernel(&skb, sizeof(skb), place);
+	take_up((__u64)place, head_of(skb));
+	return 0;
+}
+
+SEC("fexit/skb_pp_cow_data")
+int BPF_PROG(skb_pp_cow_data_after, void *pool, struct sk_buff **place)
+{
+	struct sk_buff *skb = 0;
+
+	bpf_probe_read_kernel(&skb, sizeof(skb), place);
+	put_down((__u64)place, head_of(skb));
+	return 0;
+}
+
+/* A copy is the same packet in another buffer, as a clone is in the same. */
+
+static __always_inline int copied_to(struct sk_buff *skb, struct sk_buff *copy)
+{
+	struct tracked *packet = find_tracked(head_of(skb));
+
+	if (packet && is_pointer(copy))
+		put(head_of(copy), packet);
+	return 0;
+}
+
+SEC("fexit/skb_copy")
+int BPF_PROG(skb_copy, struct sk_buff *skb, unsigned int priority, struct sk_buff *copy)
+{
+	return copied_to(skb, copy);
+}
+
+SEC("fexit/__pskb_copy_fclone")
+int BPF_PROG(pskb_copy, struct sk_buff *skb, int headroom, unsigned int priority, bool fclone,
+	     struct sk_buff *copy)
+{
+	return copied_to(skb, copy);
+}
+
+SEC("fexit/skb_copy_expand")
+int BPF_PROG(skb_copy_expand, struct sk_buff *skb, int headroom, int tailroom, unsigned int priority,
+	     struct sk_buff *copy)
+{
+	return copied_to(skb, copy);
+}
+
+/* One becomes many. */
+
+SEC("fexit/skb_segment")
+int BPF_PROG(skb_segment, struct sk_buff *skb, __u64 features, struct sk_buff *segments)
+{
+	struct tracked *found = find_tracked(head_of(skb)), parent;
+
+	if (!found)
+		return 0;
+	parent = *found;
+	for (int i = 0; i < SEGMENTS_MAX && is_pointer(segments); i++) {
+		put_child(head_of(segments), &parent);
+		segments = BPF_CORE_READ(segments, next);
+	}
+	return 0;
+}
+
+static __always_inline int fragment_of(struct sk_buff *skb, struct sk_buff *fragment)
+{
+	struct tracked *found = find_tracked(head_of(skb)), parent;
+
+	if (!found || !is_pointer(fragment))
+		return 0;
+	parent = *found;
+	put_child(head_of(fragment), &parent);
+	return 0;
+}
+
+SEC("fexit/ip_frag_next")
+int BPF_PROG(ip_frag_next, struct sk_buff *skb, void *state, struct sk_buff *fragment)
+{
+	return fragment_of(skb, fragment);
+}
+
+SEC("fexit/ip6_frag_next")
+int BPF_PROG(ip6_frag_next, struct sk_buff *skb, void *state, struct sk_buff *fragment)
+{
+	return fragment_of(skb, fragment);
+}
+
+/* Many become one: each is from then on known as a part of it. */
+
+static __always_inline void set_parent(__u64 head, __u64 parent_id)
+{
+	struct tracked *packet = find_tracked(head);
+
+	if (packet && packet->id != parent_id)
+		packet->parent_id = parent_id;
+}
+
+SEC("fentry/skb_gro_receive")
+int BPF_PROG(skb_gro_receive, struct sk_buff *into, struct sk_buff *skb)
+{
+	struct tracked *whole = find_tracked(head_of(into));
+
+	if (whole)
+		set_parent(head_of(skb), whole->id);
+	return 0;
+}
+
+SEC("fentry/skb_try_coalesce")
+int BPF_PROG(skb_try_coalesce, struct sk_buff *into, struct sk_buff *skb)
+{
+	struct tracked *whole = find_tracked(head_of(into));
+
+	if (whole)
+		set_parent(head_of(skb), whole->id);
+	return 0;
+}
+
+/* The fragments hang in a tree; the first one's buffer becomes the whole packet's. */
+SEC("fexit/inet_frag_reasm_finish")
+int BPF_PROG(inet_frag_reasm_finish, void *queue, struct sk_buff *whole)
+{
+	struct tracked *found = find_tracked(head_of(whole));
+	struct skb_shared_info *shared = (void *)head_of(whole) + BPF_CORE_READ(whole, end);
+	struct sk_buff *fragment = BPF_CORE_READ(shared, frag_list);
+	__u64 id;
+
+	if (!found)
+		return 0;
+	id = found->id;
+	for (int i = 0; i < FRAGMENTS_MAX && fragment; i++) {
+		set_parent(head_of(fragment), id);
+		fragment = BPF_CORE_READ(fragment, next);
+	}
+	return 0;
+}
+
+/* The same bytes once more: another packet, linked to the first. */
+SEC("fentry/__tcp_retransmit_skb")
+int BPF_PROG(tcp_retransmit_skb, void *sk, struct sk_buff *skb)
+{
+	struct tracked *found = find_tracked(head_of(skb));
+
+	if (!found)
+		return 0;
+	found->parent_id = found->id;
+	found->id = new_packet_id(bpf_ktime_get_ns());
+	return 0;
+}

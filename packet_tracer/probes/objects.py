@@ -1,0 +1,109 @@
+"""The BPF objects of one capture: opened, configured alike, with one set of maps between them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from packet_tracer.bpf.enums import MapType
+from packet_tracer.bpf.library import possible_cpus
+from packet_tracer.bpf.maps import Map, RawMap
+from packet_tracer.bpf.object import BpfObject, OpenedObject, PreparedObject
+from packet_tracer.bpf.program import PreparedProgram
+from packet_tracer.events._layout import ProbeId
+from packet_tracer.probes.memory import PageMapping
+from packet_tracer.probes.setup import KernelSetup, objects_directory, online_cpus, ring_size
+
+#: Maps that all objects of a capture have in common, as far as they have them (bpf_src/maps.bpf.h,
+#: tracking.bpf.h, emit.bpf.h).
+_SHARED_MAPS = ("rings", "counters", "packets", "tracking", "stacks")
+
+
+#: The object that watches over packets' identity.
+IDENTITY = "identity"
+
+
+class CaptureObjects:
+    """Opens objects for a :class:`KernelSetup`; ``stack`` owns all that is opened.
+
+    ``maps`` are the shared ones by name, ``rings`` the ring buffers, one per online CPU.
+    """
+
+    def __init__(self, setup: KernelSetup, stack: ExitStack) -> None:
+        self.setup = setup
+        self.directory = objects_directory()
+        self.maps: dict[str, Map] = {}
+        self.rings: list[RawMap] = []
+        #: Whether the functions are watched that make a packet's identity exact.
+        self.exact_identity = False
+        self._stack = stack
+
+    def prepare(
+        self, name: str, programs: Sequence[str], pages: PageMapping, *, dynptr: bool = False
+    ) -> dict[str, PreparedProgram]:
+        """Open ``name``.bpf.o and return some of its programs, by name, ready to be patched and loaded.
+
+        ``pages`` tells where a page's bytes lie, ``dynptr`` whether the kernel's own walk over an skb may be
+        used. Raises ObjectOpenError and ObjectPrepareError.
+        """
+        with ExitStack() as undo:
+            opened = undo.enter_context(BpfObject.open(self.directory / f"{name}.bpf.o"))
+            for program in opened.programs.values():
+                program.autoload = program.name in programs
+            if name != IDENTITY:  # it emits nothing, so nothing is there to configure
+                self._configure(opened, pages, dynptr=dynptr)
+            self._share_maps(opened)
+            prepared = undo.enter_context(opened.prepare())
+            self._adopt(prepared, undo)
+            self._stack.push(undo.pop_all())
+        return dict(prepared.programs)
+
+    def _configure(self, opened: OpenedObject, pages: PageMapping, *, dynptr: bool) -> None:
+        setup = self.setup
+        opened.set_rodata(
+            config_snaplen=setup.snaplen,
+            config_wakeup_bytes=self._ring_size // 4,
+            config_emitting=sum(1 << probe.probe_id for probe in setup.probes),
+            config_count_rejected=int(setup.count_rejected),
+            config_skb_dynptr=int(dynptr),
+            config_page_base=pages.base,
+            config_page_struct_bytes=pages.struct_bytes,
+            config_page_shift=pages.shift,
+            config_stacks=int(setup.stacks),
+            config_follow=int(setup.follow),
+            config_exact_identity=int(self.exact_identity),
+            filter_enabled=int(setup.filter is not None),
+            filter_reads_metadata=int(setup.filter is not None and setup.filter.reads_metadata),
+            **setup.rodata,
+        )
+
+    def _share_maps(self, opened: OpenedObject) -> None:
+        for name in _SHARED_MAPS:
+            if name in self.maps and name in opened.maps:
+                opened.maps[name].reuse(self.maps[name])
+        if "rings" not in self.maps:
+            opened.maps["rings"].max_entries = possible_cpus()
+            opened.maps["counters"].max_entries = ProbeId.FUNCTION + 2 * len(self.setup.functions)
+        if "stacks" in opened.maps and "stacks" not in self.maps and not self.setup.stacks:
+            opened.maps["stacks"].max_entries = 1
+
+    @property
+    def _ring_size(self) -> int:
+        return ring_size(self.setup.ring_bytes, len(online_cpus()))
+
+    def _adopt(self, prepared: PreparedObject, undo: ExitStack) -> None:
+        """Keep the maps of the first object that has them for all others, and put the rings in place."""
+        for name in _SHARED_MAPS:
+            if name in prepared.maps:
+                self.maps.setdefault(name, prepared.maps[name])
+        if self.rings:
+            return
+        for _ in online_cpus():
+            ring = RawMap.create(MapType.RINGBUF, 0, 0, self._ring_size, name="ring")
+            self.rings.append(undo.enter_context(ring))
+        by_cpu = dict(zip(online_cpus(), self.rings, strict=True))
+        for cpu in range(possible_cpus()):
+            # A CPU that comes online during the capture shares another's ring.
+            chosen = by_cpu.get(cpu, self.rings[cpu % len(self.rings)])
+            self.maps["rings"].raw.update(struct.pack("=I", cpu), struct.pack("=I", chosen.fd))
