@@ -15,6 +15,7 @@ import pytest
 
 from packet_tracer import errors
 from packet_tracer.cli import run as cli_run
+from packet_tracer.cli.app import COMMANDS
 
 PTRACE = [sys.executable, "-m", "packet_tracer"]
 
@@ -140,7 +141,7 @@ def test_version_names_what_matters() -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["capture", "demo", "doctor", "probes", "schema"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
     result = ptrace(command, "--help")
     assert result.returncode == 0
