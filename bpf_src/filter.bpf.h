@@ -27,8 +27,10 @@
 /* Above this direct access is not certain to reach. */
 #define FILTER_OFFSET_MAX 0x3fff
 
-/* An expression was given: without one not even the stubs are called. */
+/* An expression was given, for the packet or for one inside a tunnel: without one not even the stubs are called. */
 const volatile bool filter_enabled = false;
+/* It is for the packet inside one of filter_tunnels, which there must be; both expressions must accept. */
+const volatile bool filter_inner = false;
 /* It asks for what lies beside the bytes: VLAN tag, packet type, interface. */
 const volatile bool filter_reads_metadata = false;
 /* Never set, and unknown to the compiler: keeps what only a patched-in filter calls in the program. */
@@ -135,6 +137,11 @@ __weak __noinline long filter_context_load(FILTER_CONTEXT *ctx, __u32 offset, __
 	return value;
 }
 
+#define TUNNEL_ARGUMENTS FILTER_CONTEXT *ctx, __u32 base
+#define TUNNEL_PASS ctx, base
+#define TUNNEL_LOAD(offset, size) filter_context_load(ctx, base + (offset), size, 0)
+#include "tunnel.bpf.h"
+
 #endif
 
 #ifdef HOOK_TC
@@ -144,15 +151,31 @@ FILTER_STUB(pcap_filter_tc_l3, struct __sk_buff *ctx, __u64 metadata)
 FILTER_STUB(pcap_filter_tc_inner_l2, struct __sk_buff *ctx, __u64 offset)
 FILTER_STUB(pcap_filter_tc_inner_l3, struct __sk_buff *ctx, __u64 offset)
 
+/* The same for the packet in a tunnel. `start`: of the outer packet. */
+static __always_inline bool filter_tc_inner(struct __sk_buff *ctx, __u32 start, bool link_header)
+{
+	long found = tunnel_find(ctx, start, link_header);
+
+	if (found == TUNNEL_NONE)
+		return false;
+	if (found & TUNNEL_LINK_HEADER)
+		return pcap_filter_tc_inner_l2(ctx, start + (__u32)found);
+	return pcap_filter_tc_inner_l3(ctx, start + (__u32)found);
+}
+
 /* Returns whether the filter accepts the packet of a TC program. `view` is its view, at POSITION_AT_LINK. */
 static __always_inline bool filter_tc(struct __sk_buff *ctx, const struct packet_view *view, bool egress)
 {
+	__u32 start = view->link_header ? 0 : view->start - view->data;
 	__u64 metadata = 0;
+	bool accepted;
 
 	if (!filter_enabled)
 		return true;
 	if (filter_keep)
 		return filter_tc_load(ctx, 0, 1, 0) > 0;
+	if (!view->link_header && view->start < view->data)
+		return true; /* its header was pulled off: not at TC */
 	if (filter_reads_metadata) {
 		__u32 tag = 0;
 
@@ -160,11 +183,10 @@ static __always_inline bool filter_tc(struct __sk_buff *ctx, const struct packet
 			tag = bpf_ntohs(ctx->vlan_proto) << 16 | (ctx->vlan_tci & 0xffff);
 		metadata = filter_metadata(tag, ctx->ifindex, egress ? PACKET_OUTGOING : ctx->pkt_type);
 	}
-	if (view->link_header)
-		return pcap_filter_tc_l2(ctx, metadata);
-	if (view->start < view->data)
-		return true; /* its header was pulled off: not at TC */
-	return pcap_filter_tc_l3(ctx, metadata | (view->start - view->data));
+	accepted = view->link_header ? pcap_filter_tc_l2(ctx, metadata) : pcap_filter_tc_l3(ctx, metadata | start);
+	if (!filter_inner || !accepted)
+		return accepted;
+	return filter_tc_inner(ctx, start, view->link_header);
 }
 
 #elif defined(HOOK_XDP)
@@ -182,10 +204,22 @@ __weak __noinline long filter_xdp_length(struct xdp_md *ctx)
 	return (long)ctx->data_end - (long)ctx->data;
 }
 
+/* The same for the packet in a tunnel. */
+static __always_inline bool filter_xdp_inner(struct xdp_md *ctx, bool link_header)
+{
+	long found = tunnel_find(ctx, 0, link_header);
+
+	if (found == TUNNEL_NONE)
+		return false;
+	return found & TUNNEL_LINK_HEADER ? pcap_filter_xdp_inner_l2(ctx, (__u32)found)
+					  : pcap_filter_xdp_inner_l3(ctx, found);
+}
+
 /* Returns whether the filter accepts the packet of an XDP program at a device with or without a link header. */
 static __always_inline bool filter_xdp(struct xdp_md *ctx, bool link_header)
 {
 	__u64 metadata = 0;
+	bool accepted;
 
 	if (!filter_enabled)
 		return true;
@@ -193,7 +227,10 @@ static __always_inline bool filter_xdp(struct xdp_md *ctx, bool link_header)
 		return filter_xdp_load(ctx, 0, 1, 0) > 0 && filter_xdp_length(ctx) > 0;
 	if (filter_reads_metadata)
 		metadata = filter_metadata(0, ctx->ingress_ifindex, 0);
-	return link_header ? pcap_filter_xdp_l2(ctx, metadata) : pcap_filter_xdp_l3(ctx, metadata);
+	accepted = link_header ? pcap_filter_xdp_l2(ctx, metadata) : pcap_filter_xdp_l3(ctx, metadata);
+	if (!filter_inner || !accepted)
+		return accepted;
+	return filter_xdp_inner(ctx, link_header);
 }
 
 #else
@@ -302,6 +339,25 @@ __weak __noinline long filter_load(__u64 data, __u64 data_end, __u64 shared, __u
 	return value;
 }
 
+#define TUNNEL_ARGUMENTS __u64 data, __u64 data_end, __u64 shared
+#define TUNNEL_PASS data, data_end, shared
+#define TUNNEL_LOAD(offset, size) filter_load(data, data_end, shared, (__u64)(size) << 32 | (__u32)(offset), 0)
+#include "tunnel.bpf.h"
+
+/* The filter on the packet in a tunnel. */
+static __always_inline bool filter_skb_inner(__u64 data, __u64 data_end, __u64 shared, __u64 length,
+					     bool link_header)
+{
+	long found = tunnel_find(data, data_end, shared, link_header);
+	__u64 start = (__u32)found;
+
+	if (found == TUNNEL_NONE || start > length)
+		return false;
+	if (found & TUNNEL_LINK_HEADER)
+		return pcap_filter_inner_l2(data + start, data_end, shared, length - start, 0);
+	return pcap_filter_inner_l3(data + start, data_end, shared, length - start, 0);
+}
+
 static __always_inline __u64 filter_skb_metadata(const struct packet_view *view, enum ptrace_direction direction)
 {
 	__u32 type = direction == PTRACE_DIRECTION_EGRESS ? PACKET_OUTGOING : READ_BITS(view->skb, pkt_type);
@@ -316,6 +372,7 @@ static __always_inline __u64 filter_skb_metadata(const struct packet_view *view,
 static __always_inline bool filter_skb(const struct packet_view *view, enum ptrace_direction direction)
 {
 	__u64 data, data_end, shared, metadata = 0;
+	bool accepted;
 
 	if (!filter_enabled)
 		return true;
@@ -327,8 +384,12 @@ static __always_inline bool filter_skb(const struct packet_view *view, enum ptra
 	if (filter_reads_metadata)
 		metadata = filter_skb_metadata(view, direction);
 	if (view->link_header)
-		return pcap_filter_l2(data, data_end, shared, view->length, metadata);
-	return pcap_filter_l3(data, data_end, shared, view->length, metadata);
+		accepted = pcap_filter_l2(data, data_end, shared, view->length, metadata);
+	else
+		accepted = pcap_filter_l3(data, data_end, shared, view->length, metadata);
+	if (!filter_inner || !accepted)
+		return accepted;
+	return filter_skb_inner(data, data_end, shared, view->length, view->link_header);
 }
 
 #endif

@@ -51,6 +51,8 @@ int probe(void *ctx)
 		data += __builtin_offsetof(struct packet, bytes);
 		if (filter_keep)
 			*answer = filter_load(data, data, 0, 0, 0);
+		else if (filter_inner)
+			*answer = filter_skb_inner(data, data + packet->linear, 0, packet->length, link_header);
 		else if (link_header)
 			*answer = pcap_filter_l2(data, data + packet->linear, 0, packet->length, packet->metadata);
 		else
