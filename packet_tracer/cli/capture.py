@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from packet_tracer.cli import complete, filtering, values
+from packet_tracer.errors import UsageError
 
 
 class Format(str, Enum):
@@ -15,6 +16,14 @@ class Format(str, Enum):
 
     TEXT = "text"
     JSON = "json"
+
+
+class Backend(str, Enum):
+    """How kernel functions are attached to."""
+
+    FENTRY = "fentry"
+    KPROBE_MULTI = "kprobe-multi"
+    KPROBE = "kprobe"
 
 
 class LogFormat(str, Enum):
@@ -85,6 +94,38 @@ def capture(
             help="A named set of probes: default, drops, device.",
         ),
     ] = None,
+    functions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--functions",
+            metavar="PATTERN",
+            help="Kernel functions that handle packets: a glob, a /regex/ or module:NAME, see "
+            "`ptrace probes --functions`. Repeatable.",
+        ),
+    ] = None,
+    all_functions: Annotated[
+        bool, typer.Option("--all-functions", help="All of them: it slows the host's network down.")
+    ] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="PATTERN", help="But not these functions. Repeatable."),
+    ] = None,
+    backend: Annotated[
+        Backend | None,
+        typer.Option("--backend", help="How functions are attached to. Default: what is best."),
+    ] = None,
+    returns: Annotated[
+        bool, typer.Option("--returns", help="What functions return, too, and the time spent in them.")
+    ] = False,
+    follow: Annotated[
+        bool | None,
+        typer.Option(
+            "--follow/--no-follow",
+            show_default=False,
+            help="Show a packet that matched once whatever becomes of it. "
+            "Default: with functions and a filter.",
+        ),
+    ] = None,
     count: Annotated[
         int | None, typer.Option("-c", "--count", metavar="COUNT", min=1, help="Stop after this many events.")
     ] = None,
@@ -139,11 +180,14 @@ def capture(
     ptrace capture -i eth0                 what comes and goes at a device
     ptrace capture --profile drops         what is dropped anywhere, and why
     ptrace capture --netns web --probe 'netfilter:*' -c 100 tcp port 443
+    ptrace capture --functions 'ip_*' icmp   every step through these functions
     ptrace capture -w trace.jsonl --duration 10s
     """
     from packet_tracer import diagnostics
 
     diagnostics.configure(log_format.value, verbosity=verbose)
+    if not (functions or all_functions) and (exclude or backend or returns):
+        raise UsageError("--exclude, --backend and --returns are about --functions or --all-functions")
     pattern = filtering.expression_of(expression or (), expression_file)
     if dump:
         typer.echo(filtering.dump(pattern, dump))
@@ -169,6 +213,11 @@ def capture(
         probes=probe or (),
         profile=profile,
         filter=pattern or None,
+        functions=("*",) if all_functions else functions or (),
+        exclude=exclude or (),
+        backend=backend.value if backend else None,
+        returns=returns,
+        follow=follow,
         snaplen=kept,
         ring_bytes=ring_bytes,
     )

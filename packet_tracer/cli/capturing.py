@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 #: How often the status line is written, and how often a reader's going is looked for, in seconds.
 _STATUS_INTERVAL = 0.25
 _WATCH_INTERVAL = 1.0
+#: From so many functions on a packet's time in the kernel is mostly ours.
+_MANY_FUNCTIONS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +124,16 @@ class Capture:
             log.info("attached", probes=[probe.name for probe in self._tracer.probes])
             for note in self._tracer.notes:
                 log.info("attached", how=note)
+            for name, reason in self._tracer.skipped.items():
+                log.info("left out", function=name, reason=reason)
         if not self._quiet and not self._status.enabled:
             count = len(self._tracer.probes)
-            say(f"tracing with {counted(count, 'probe')}, ctrl-C ends it", probes=count)
+            functions = len(self._tracer.functions) - len(self._tracer.skipped)
+            what = [counted(count, "probe")] * bool(count) + [counted(functions, "function")] * bool(
+                functions
+            )
+            cost = "; so many slow the host's network down" if functions > _MANY_FUNCTIONS else ""
+            say(f"tracing with {' and '.join(what)}{cost}, ctrl-C ends it", probes=count, functions=functions)
 
     def _show(self) -> None:
         if not self._status.enabled:

@@ -28,12 +28,24 @@ def probes(
         str | None,
         typer.Argument(help="Only probes whose name matches this glob.", autocompletion=complete.probes),
     ] = None,
+    functions: Annotated[
+        bool,
+        typer.Option(
+            "--functions",
+            help="List kernel functions that handle packets. PATTERN may be a /regex/ or module:NAME too.",
+        ),
+    ] = False,
     output: FormatOption = Format.TEXT,
 ) -> None:
     """List the probes: where each sits, whether this kernel has it, and if not, why.
 
     Needs root to find out, by trying.
     """
+    if functions:
+        from packet_tracer.cli.functions import list_functions
+
+        list_functions(pattern, as_json=output == Format.JSON)
+        return
     from packet_tracer.doctor.availability import availability
     from packet_tracer.probes.catalogue import PROBES, PROFILES
     from packet_tracer.terminal import GREEN, RED, YELLOW, colors_wanted, paint, table

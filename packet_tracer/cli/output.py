@@ -105,7 +105,7 @@ class JsonOutput(Output):
         from packet_tracer.formats.frame import start_line
 
         self._writer.empty()
-        names = [probe.name for probe in tracer.probes]
+        names = [*tracer.stats()]
         offset_ns = tracer.context.wall_clock_offset_ns
         self._writer.write(start_line(probes=names, snaplen=snaplen, wall_clock_offset_ns=offset_ns))
 

@@ -147,6 +147,20 @@ def test_probes_by_pattern() -> None:
     ]
 
 
+def test_functions_are_listed_with_what_reaches_them_here(found: dict[str, Any]) -> None:
+    hooks = {finding["name"]: finding["works"] for finding in found["hooks"]}
+    result = ptrace("probes", "--functions", "/^ip_rcv$/", "--format", "json")
+    assert result.returncode == 0
+    (function,) = [json.loads(line) for line in result.stdout.splitlines()]
+    assert function["name"] == "ip_rcv"
+    assert function["prototype"].startswith("int ip_rcv(struct sk_buff *")
+    backends = ("fentry", "kprobe-multi", "kprobe")
+    assert function["backends"] == [backend for backend in backends if hooks[backend]]
+    text = ptrace("probes", "--functions", "ip_rcv").stdout
+    assert text.splitlines()[1].split()[:2] == ["ip_rcv", "vmlinux"]
+    assert ("No backend works on this kernel" in text) is not any(hooks[backend] for backend in backends)
+
+
 def test_a_tracepoint_that_this_kernel_has_not() -> None:
     from dataclasses import replace
 

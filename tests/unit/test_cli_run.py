@@ -107,7 +107,11 @@ def test_a_message_moves_no_cursor(
         (["capture", "-i", "no-such-device"], "there are: "),
         (["capture", "--netns", "no-such-netns"], "no network namespace 'no-such-netns'"),
         (["capture", "-s", "70000"], "70000"),
+        (["capture", "--returns"], "are about --functions"),
+        (["capture", "--functions", "nothing_*"], "nothing_*: no function"),
+        (["capture", "--functions", "*", "--backend", "magic"], "magic"),
         (["probes", "nothing*"], "no probe matches 'nothing*'"),
+        (["probes", "--functions", "nothing_*"], "nothing_*: no function"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(arguments: list[str], said: str) -> None:
