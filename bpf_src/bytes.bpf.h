@@ -239,7 +239,8 @@ static __always_inline void copy_packet(const struct copy *copy, struct sk_buff 
 	if (part <= copy->room && part && !bpf_skb_load_bytes(skb, walk_of(copy)->offset, data_of(copy), part))
 		add_copied(copy, part);
 #else
-	if (copy_linear(copy) || copied(copy) >= walk_of(copy)->wanted || copy->room <= COPY_CHUNK)
+	if (copy_linear(copy) || copied(copy) >= walk_of(copy)->wanted || copy->room <= COPY_CHUNK ||
+	    config_linear_only)
 		return;
 #if READ_DIRECT
 	if (config_skb_dynptr) {

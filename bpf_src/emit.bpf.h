@@ -294,7 +294,7 @@ static __always_inline void emit_skb(struct packet_view *view, const struct fact
 		add_count(&count->lost_ring, 1);
 		return;
 	}
-	if (view->start + wanted > view->linear_end)
+	if (!config_linear_only && view->start + wanted > view->linear_end)
 		room += COPY_CHUNK;
 	if (room <= ROOM_SMALL)
 		emit_skb_in(ring, view, facts, count, ROOM_SMALL);

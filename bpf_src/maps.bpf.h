@@ -18,6 +18,11 @@ const volatile __u32 config_wakeup_bytes = 1 << 20;
 const volatile __u64 config_emitting = ~0ULL;
 /* Count events that a filter rejected: a map access for each, so off unless asked for. */
 const volatile __u8 config_count_rejected = 0;
+/*
+ * Leave out what lies in pages. The walk over them is most of the verifier's work, and a program that is cloned for each of
+ * many functions is verified each time.
+ */
+const volatile bool config_linear_only = false;
 /* Take kernel stacks. */
 const volatile bool config_stacks = false;
 /* bpf_dynptr_from_skb() may be called by this program type here: probed by the loader. */

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import struct
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +20,7 @@ from packet_tracer.bpf.btf import Btf, Struct
 from packet_tracer.bpf.object import BpfObject
 from packet_tracer.errors import PtraceError
 
-_KALLSYMS = "/proc/kallsyms"
+_KALLSYMS = Path("/proc/kallsyms")
 _WORD = 1 << 64
 
 
@@ -39,18 +40,13 @@ UNKNOWN = PageMapping(0, 64, 12)
 
 def symbol_addresses(names: frozenset[str]) -> dict[str, int]:
     """Return the addresses of kernel symbols that /proc/kallsyms tells; those it hides are left out."""
-    found: dict[str, int] = {}
+    wanted = b"|".join(re.escape(name.encode()) for name in sorted(names))
     try:
-        with open(_KALLSYMS, "rb") as file:
-            for line in file:
-                fields = line.split(maxsplit=3)
-                if len(fields) == 3 and (name := fields[2].decode(errors="replace")) in names:
-                    found[name] = int(fields[0], 16)
-                    if len(found) == len(names):
-                        break
+        text = _KALLSYMS.read_bytes()
     except OSError:
         return {}
-    return {name: address for name, address in found.items() if address}
+    found = re.findall(rb"^([0-9a-f]+) . (" + wanted + rb")$", text, re.MULTILINE)
+    return {name.decode(): address for digits, name in found if (address := int(digits, 16))}
 
 
 def read_word(objects: Path, address: int) -> int:

@@ -40,26 +40,34 @@ class CaptureObjects:
         self._stack = stack
 
     def prepare(
-        self, name: str, programs: Sequence[str], pages: PageMapping, *, dynptr: bool = False
+        self,
+        name: str,
+        programs: Sequence[str],
+        pages: PageMapping,
+        *,
+        dynptr: bool = False,
+        linear_only: bool = False,
     ) -> dict[str, PreparedProgram]:
         """Open ``name``.bpf.o and return some of its programs, by name, ready to be patched and loaded.
 
         ``pages`` tells where a page's bytes lie, ``dynptr`` whether the kernel's own walk over an skb may be
-        used. Raises ObjectOpenError and ObjectPrepareError.
+        used, ``linear_only`` leaves out what lies in pages. Raises ObjectOpenError and ObjectPrepareError.
         """
         with ExitStack() as undo:
             opened = undo.enter_context(BpfObject.open(self.directory / f"{name}.bpf.o"))
             for program in opened.programs.values():
                 program.autoload = program.name in programs
             if name != IDENTITY:  # it emits nothing, so nothing is there to configure
-                self._configure(opened, pages, dynptr=dynptr)
+                self._configure(opened, pages, dynptr=dynptr, linear_only=linear_only)
             self._share_maps(opened)
             prepared = undo.enter_context(opened.prepare())
             self._adopt(prepared, undo)
             self._stack.push(undo.pop_all())
         return dict(prepared.programs)
 
-    def _configure(self, opened: OpenedObject, pages: PageMapping, *, dynptr: bool) -> None:
+    def _configure(
+        self, opened: OpenedObject, pages: PageMapping, *, dynptr: bool, linear_only: bool
+    ) -> None:
         setup = self.setup
         opened.set_rodata(
             config_snaplen=setup.snaplen,
@@ -67,6 +75,7 @@ class CaptureObjects:
             config_emitting=sum(1 << probe.probe_id for probe in setup.probes),
             config_count_rejected=int(setup.count_rejected),
             config_skb_dynptr=int(dynptr),
+            config_linear_only=int(linear_only),
             config_page_base=pages.base,
             config_page_struct_bytes=pages.struct_bytes,
             config_page_shift=pages.shift,
