@@ -4,9 +4,9 @@ The peer is classic BPF as a socket filter has it: the kernel converts the same 
 (bpf_convert_filter, net/core/filter.c) and compiles it. Both are measured in one place, the TC classifier
 `bpf`, which takes either: copies of one filter, each rejecting, on devices whose other end is down, and
 packets sent through them. (The way of an accepted packet is measured too: its last value is changed to 0, so
-that the next copy runs as well.) The time of sending is taken off. What is left with a filter that only returns
-0 is in the first row: the classifier's share, and for ours the call from the program that the filter is in. The
-ratio is of what remains without it: the filter alone. The best of many runs, taken in turns.
+that the next copy runs as well.) The time of sending is taken off. What is left with a filter that only
+returns 0 is in the first row: the classifier's share, and for ours the call from the program that it is in.
+The ratio is of what remains without it: the filter alone. The best of many runs, taken in turns.
 
     sudo python benchmarks/filter.py
 """
@@ -164,7 +164,7 @@ def in_the_classifier(copies: int, count: int, rounds: int) -> None:
     """Print the table against the kernel's own filter."""
     plain, kernel, ours = (Classifier(device) for device in DEVICES)
     ratios = []
-    nothing = {name: (0.0, 0.0) for name in packets()}
+    nothing = dict.fromkeys(packets(), (0.0, 0.0))
     head = f"{'expression':<84} {'packet':<6}"
     print(f"{head} {'kernel':>7} {'ours':>7}   alone: {'kernel':>7} {'ours':>7} {'ratio':>6}")
     with prepared("filter_tc") as object_, ExitStack() as stack:

@@ -12,6 +12,7 @@ from packet_tracer.filter.expression import Filter, disassemble
 from packet_tracer.filter.expression import compile_filter as compile  # noqa: A004 - as re.compile
 from packet_tracer.filter.pcap import LinkType
 from packet_tracer.filter.stubs import STUBS, Access, Stub
+from packet_tracer.filter.tunnels import Tunnel
 
 __all__ = [
     "STUBS",
@@ -21,6 +22,7 @@ __all__ = [
     "LinkType",
     "PcapMissingError",
     "Stub",
+    "Tunnel",
     "compile",
     "disassemble",
 ]

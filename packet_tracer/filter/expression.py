@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from packet_tracer.filter import cbpf, ebpf, pcap
 from packet_tracer.filter.analysis import reads_metadata, validate
@@ -12,6 +13,7 @@ from packet_tracer.filter.evaluator import evaluate
 from packet_tracer.filter.pcap import LinkType
 from packet_tracer.filter.stubs import Access, Stub
 from packet_tracer.filter.translate import translate
+from packet_tracer.filter.tunnels import ALL, NONE, Tunnel, find_inner, tunnels
 
 _REJECT_ALL = (cbpf.Instruction(cbpf.RET, 0, 0, 0),)
 #: The keyword, and not a host of that name or a part of another word.
@@ -30,6 +32,11 @@ class Filter:
     """Classic BPF for packets that begin with an Ethernet header."""
     raw: tuple[cbpf.Instruction, ...]
     """Classic BPF for packets that begin with an IP header; rejects all if only Ethernet can match."""
+
+    inner: Filter | None = None
+    """What the packet inside a tunnel must match as well."""
+    tunnels: Tunnel = NONE
+    """The kinds of tunnels that ``inner`` is for; a packet of none of them is rejected."""
 
     @property
     def sees_vlan(self) -> bool:
@@ -66,15 +73,46 @@ class Filter:
         ``length``: the packet's length where ``packet`` holds only its beginning.
         """
         stub = Stub(Access.TC, link_type)
-        return evaluate(self.program(stub), stub, packet, length=length, metadata=metadata)
+        if not evaluate(self.program(stub), stub, packet, length=length, metadata=metadata):
+            return False
+        if self.inner is None:
+            return True
+        inside = find_inner(packet, link_type, self.tunnels)
+        if inside is None:
+            return False
+        left = (len(packet) if length is None else length) - inside.offset
+        return self.inner.matches(packet[inside.offset :], length=left, link_type=inside.link_type)
+
+    def rodata(self) -> dict[str, int | bytes]:
+        """Return the kernel side's configuration variables (bpf_src/filter.bpf.h), by name."""
+        return {
+            "filter_enabled": 1,
+            "filter_reads_metadata": int(self.reads_metadata),
+            "filter_inner": int(self.inner is not None),
+            "filter_tunnels": int(self.tunnels),
+        }
 
 
-def compile_filter(expression: str) -> Filter:
+def compile_filter(expression: str, *, inner: str | None = None, tunnel: Iterable[str] = ()) -> Filter:
     """Compile ``expression`` (pcap-filter(7)); the empty one accepts every packet.
 
+    ``inner`` is for the packet inside a tunnel, and ``tunnel`` names which kinds count (``vxlan``,
+    ``geneve``, ``gre``, ``ipip``; default: all). With ``tunnel`` alone ``expression`` itself is for the inner
+    packet.
+
     Raises FilterError: libpcap's message with the expression, or what cannot run in the kernel
-    (``protochain``). Raises PcapMissingError where there is no libpcap.
+    (``protochain``). Raises PcapMissingError where there is no libpcap, UsageError for an unknown tunnel.
     """
+    kinds = tunnels((tunnel,) if isinstance(tunnel, str) else tunnel)
+    if inner is None and kinds:
+        expression, inner = "", expression
+    outer = _compile(expression)
+    if inner is None:
+        return outer
+    return replace(outer, inner=_compile(inner), tunnels=kinds or ALL)
+
+
+def _compile(expression: str) -> Filter:
     expression = expression.strip()
     ethernet = pcap.compile_expression(expression, LinkType.ETHERNET)
     validate(ethernet, expression)

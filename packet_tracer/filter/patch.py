@@ -60,10 +60,8 @@ class Patched(NamedTuple):
         return self._asdict()
 
 
-def patch(
-    program: Prepared, outer: Filter | None, inner: Filter | None = None, *, instructions: bytes | None = None
-) -> Patched:
-    """Put filters into every stub that ``program`` calls; without one (None) its stubs stay as they are.
+def patch(program: Prepared, filter_: Filter | None, *, instructions: bytes | None = None) -> Patched:
+    """Put a filter, and its inner one, into every stub that ``program`` calls; None leaves it as it is.
 
     ``instructions``: the program's, where they have been changed already without moving anything
     (:func:`packet_tracer.bpf.constants.patch_constants`). A program without stubs is returned as it is.
@@ -72,9 +70,9 @@ def patch(
     replacements = {}
     functions = dict(program.functions)
     for stub in STUBS:
-        filter_ = inner if stub.inner else outer
-        if filter_ is not None and stub.symbol in functions:
-            replacements[stub.symbol] = filter_.program(stub)
+        part = filter_.inner if filter_ is not None and stub.inner else filter_
+        if part is not None and stub.symbol in functions:
+            replacements[stub.symbol] = part.program(stub)
     return replace_functions(program, replacements, instructions=instructions)
 
 

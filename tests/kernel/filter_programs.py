@@ -52,7 +52,7 @@ def prepared(name: str, **constants: int | bytes) -> Iterator[PreparedObject]:
         opened = stack.enter_context(BpfObject.open(OBJECTS / f"{name}.bpf.o"))
         for unused in ("rings", "counters"):
             opened.maps[unused].autocreate = False
-        opened.set_rodata(filter_enabled=1, **constants)
+        opened.set_rodata(**{"filter_enabled": 1, **constants})
         yield stack.enter_context(opened.prepare())
 
 

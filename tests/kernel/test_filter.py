@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from packet_tracer.filter import Filter, LinkType
+from packet_tracer.filter import Filter, LinkType, Tunnel
 from packet_tracer.filter.expression import compile_filter
 from packet_tracer.filter.patch import patch
 from packet_tracer.filter.pcap import OfflineFilter
@@ -22,6 +22,7 @@ from tests.kernel.filter_programs import (
     prepared,
     runnable,
 )
+from tests.tunnel_packets import OTHERS, TUNNELS
 
 
 def packets_of(link_type: LinkType, count: int) -> list[bytes]:
@@ -119,6 +120,45 @@ def test_every_expression_passes_the_verifier_with_metadata_as_well(name: str) -
             for filter_ in filters():
                 if filter_.reads_metadata:
                     program.load(**patch(program, filter_).arguments()).close()
+
+
+_INNER = [
+    "tcp port 80",
+    "host 192.168.7.1",
+    "ip6",
+    "ether dst 02:00:00:00:00:02",
+    "tcp port 81",
+    "less 70",
+    "",
+]
+
+
+@pytest.mark.parametrize("kind", [*Tunnel, None])
+def test_the_packet_in_a_tunnel(kind: Tunnel | None) -> None:
+    """However it is read, as the same in Python, which unit tests hold against scapy."""
+    packets = [case.packet for case in TUNNELS] + OTHERS
+    cut = [packet[: len(packet) - at] for at, packet in enumerate(packets, 1)]
+    found = 0
+    for inner in _INNER:
+        filter_ = compile_filter(
+            "not port 4444", inner=inner, tunnel=[kind.name] if kind and kind.name else []
+        )
+        constants = filter_.rodata()
+        with prepared("filter_probe", **constants) as object_:
+            programs = ProbePrograms(object_)
+            programs.put([*packets, *cut])
+            answered = programs.answers(filter_)
+        expected = [filter_.matches(packet) for packet in [*packets, *cut]]
+        assert answered == expected, inner
+        found += sum(expected)
+        for name in ("filter_tc", "filter_xdp"):
+            with prepared(name, **constants) as object_:
+                program = object_.programs["filter"]
+                whole = [packet for packet in [*packets, *cut] if len(packet) > 60]
+                assert answers(program, filter_, whole) == [filter_.matches(packet) for packet in whole], (
+                    inner
+                )
+    assert found > 10
 
 
 def test_bytes_in_the_fragments_of_an_xdp_buffer() -> None:

@@ -107,7 +107,7 @@ def test_no_filter_or_no_stub_changes_nothing() -> None:
 def test_inner_stubs_take_the_inner_filter_only() -> None:
     program = Code(functions=(("program", 0), ("pcap_filter_tc_inner_l2", 2), ("filter_tc_load", 7)))
     assert patch(program, compile_filter("tcp")).instructions == program.instructions
-    patched = patch(program, compile_filter("tcp"), compile_filter("udp"))
+    patched = patch(program, compile_filter("tcp", inner="udp"))
     assert len(patched.instructions) > len(program.instructions)
 
 
