@@ -137,6 +137,14 @@ class PerCpuArray(ArrayBase[PerCpuValues[V]], Generic[V]):
         """Create a map; ``value`` is one CPU's value."""
         return cls._create(value, max_entries, name, flags, None)
 
+    def __setitem__(self, index: int, value: Sequence[V]) -> None:
+        super().__setitem__(index, PerCpuValues(value))
+
+    def update_many(self, items: Mapping[int, Sequence[V]] | Iterable[tuple[int, Sequence[V]]]) -> None:
+        """Set many elements with few system calls (Linux 5.13; one by one before it)."""
+        pairs = items.items() if isinstance(items, Mapping) else items
+        super().update_many((index, PerCpuValues(value)) for index, value in pairs)
+
     def totals(self) -> list[V]:
         """Return the sum over all CPUs for each index, of one snapshot."""
         return [values.sum() for values in self]

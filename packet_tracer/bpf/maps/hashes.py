@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from collections.abc import (
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    MutableMapping,
+    Sequence,
+    ValuesView,
+)
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, overload
 
 from packet_tracer.bpf.enums import MapType, UpdateFlags
@@ -232,6 +241,14 @@ class PerCpuHashBase(HashBase[K, PerCpuValues[V]], Generic[K, V]):
 
     def _wrap_value(self, codec: Codec[Any]) -> Codec[PerCpuValues[V]]:
         return PerCpuCodec(codec)
+
+    def __setitem__(self, key: K, value: Sequence[V]) -> None:
+        super().__setitem__(key, PerCpuValues(value))
+
+    def update_many(self, items: Mapping[K, Sequence[V]] | Iterable[tuple[K, Sequence[V]]]) -> None:
+        """Set many values with few system calls (Linux 5.6); MapFull."""
+        pairs = items.items() if isinstance(items, Mapping) else items
+        super().update_many((key, PerCpuValues(value)) for key, value in pairs)
 
     def totals(self) -> dict[K, V]:
         """Return the sum over all CPUs for each key, of one snapshot."""
