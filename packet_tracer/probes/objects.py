@@ -82,8 +82,7 @@ class CaptureObjects:
             config_stacks=int(setup.stacks),
             config_follow=int(setup.follow),
             config_exact_identity=int(self.exact_identity),
-            filter_enabled=int(setup.filter is not None),
-            filter_reads_metadata=int(setup.filter is not None and setup.filter.reads_metadata),
+            **(setup.filter.rodata() if setup.filter else {}),
             **setup.rodata,
         )
 
