@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, TextIO
 
 from packet_tracer import lab
 from packet_tracer.capture import Tracer
+from packet_tracer.doctor.availability import availability
+from packet_tracer.events import Hook
 from packet_tracer.formats.text import packet_text, printable
 from packet_tracer.lab import Lab, Route
+from packet_tracer.probes.catalogue import PROBES
 from packet_tracer.terminal import BOLD, DIM, RED, paint
 
 if TYPE_CHECKING:
     from packet_tracer.events import Event
 
-#: Where packets are watched: the default tracepoints, and what netfilter does in each namespace.
-_PROBES = ("netfilter:*",)
+#: Where packets are watched, beside netfilter in each namespace.
 _PROFILE = "default"
 #: How long a packet may still be under way when the last one was sent, in seconds.
 _SETTLE = 0.1
@@ -74,7 +76,8 @@ def run(*, color: bool, stream: TextIO | None = None) -> None:
     stream = stream or sys.stdout
     started = time.monotonic()
     with Lab() as network:
-        tracer = Tracer(netns=[node.name for node in network.nodes], probes=_PROBES, profile=_PROFILE)
+        names = [node.name for node in network.nodes]
+        tracer = Tracer(netns=names, probes=_netfilter(), profile=_PROFILE)
         with tracer:
             tracer.context.netns_labels = network.labels
             boundaries = _play(network.route)
@@ -89,6 +92,12 @@ def run(*, color: bool, stream: TextIO | None = None) -> None:
     drops = sum(trail.dropped for trail in trails)
     summary = f"{len(trails)} packets, {len(events)} events, {drops} packets dropped, {lost} events lost"
     print(paint(f"{summary}; {time.monotonic() - started:.1f} s", BOLD, color=color), file=stream, flush=True)
+
+
+def _netfilter() -> list[str]:
+    """Return the netfilter probes that work here (links to it are of Linux 6.4)."""
+    probes = [probe for probe in PROBES if probe.hook == Hook.NETFILTER]
+    return [name for name, finding in availability(probes).items() if finding.works]
 
 
 def _play(route: Route) -> list[tuple[int, Scene]]:

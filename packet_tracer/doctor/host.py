@@ -47,9 +47,10 @@ def not_compiled_in(*options: str) -> str:
 
 def examine_host() -> tuple[Section, Section]:
     """Return what there is to say of the kernel, and of this process' rights."""
+    memlock = _memlock()  # before libbpf raises it, as it does where it matters
     kernel = (_release(), _libbpf(), _btf(), _drop_reasons(), _ring_buffer(), _jit(), _tracefs(), _libpcap())
     return Section("kernel", kernel), Section(
-        "privileges", (_capabilities(), _lockdown(), _memlock(), _unprivileged())
+        "privileges", (_capabilities(), _lockdown(), memlock, _unprivileged())
     )
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 PTRACE = [sys.executable, "-m", "packet_tracer"]
-#: More than any of it takes; who waits so long has found a bug.
-PATIENCE = 30.0
+#: More than any of it takes, in an emulated machine too; who waits so long has found a bug.
+PATIENCE = 150.0
 
 
 def ptrace(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

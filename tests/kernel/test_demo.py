@@ -24,7 +24,10 @@ def shown() -> str:
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert err == ""
-    assert time.monotonic() - started < 10
+    took = time.monotonic() - started
+    started = time.monotonic()
+    subprocess.run([*PTRACE, "--help"], stdout=subprocess.DEVNULL, check=True)
+    assert took < max(10, 50 * (time.monotonic() - started))  # long on an emulated machine
     assert namespaces_of(process.pid) == []
     assert interfaces() == before
     return out
