@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +32,7 @@ from packet_tracer.bpf.maps import (
 )
 from packet_tracer.bpf.maps.codecs import Bytes, u16, u32, u64
 from packet_tracer.bpf.object import LoadedObject
+from packet_tracer.cli.run import run as cli_run
 from packet_tracer.errors import EXIT_NOT_SUPPORTED, EXIT_OK, EXIT_USAGE
 from tests.kernel.maps.support import covers, load_maps, run
 
@@ -43,17 +47,31 @@ def bpftool(*words: object) -> str:
 
 
 def ptrace(*words: object, status: int = EXIT_OK) -> str:
-    """Return what `ptrace maps` prints: to stdout, or as its one line on stderr where it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", "packet_tracer", "maps", *map(str, words)], capture_output=True, text=True
-    )
-    assert done.returncode == status, done.stderr
+    """Return what `ptrace maps` prints, run in this process: to stdout, or one line on stderr if it fails."""
+    output, errors = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        code = cli_run(["maps", *map(str, words)])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return checked(code, output.getvalue(), errors.getvalue(), status)
+
+
+def other_ptrace(*words: object, status: int = EXIT_OK) -> str:
+    """The same in a process of its own, for which this one is another that holds maps open."""
+    command = [sys.executable, "-m", "packet_tracer", "maps", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return checked(done.returncode, done.stdout, done.stderr, status)
+
+
+def checked(code: int, output: str, errors: str, status: int) -> str:
+    assert code == status, errors
     if status == EXIT_OK:
-        assert done.stderr == ""
-        return done.stdout
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    return done.stderr
+        assert errors == ""
+        return output
+    assert output == ""
+    assert errors.count("\n") == 1
+    return errors
 
 
 def pairs(text: str) -> Any:
@@ -192,29 +210,29 @@ def test_maps_are_found_by_id_name_and_pin(tmp_path: Path) -> None:
         with HashMap.create(key=u32, value=u64, max_entries=4, name=name) as one:
             one.pin(tmp_path / "here")
             for which in (one.id, name, tmp_path / "here"):
-                described = json.loads(ptrace("show", which, "--format", "json"))
+                described = json.loads(other_ptrace("show", which, "--format", "json"))
                 assert described["id"] == one.id
                 assert described["pinned"] == [str(tmp_path / "here")]
                 assert [each["pid"] for each in described["pids"]] == [os.getpid()]
             with HashMap.create(key=u32, value=u64, max_entries=4, name=name) as other:
-                said = ptrace("show", name, status=EXIT_USAGE)
+                said = other_ptrace("show", name, status=EXIT_USAGE)
                 assert f"2 maps are named {name}: say which, by id: {one.id}, {other.id}" in said
-            assert f"pinned at {tmp_path}/here" in ptrace("show", one.id)
-        assert "no map is named nonesuch" in ptrace("show", "nonesuch", status=EXIT_USAGE)
-        assert "no map has id 4294967" in ptrace("show", "4294967", status=EXIT_USAGE)
-        assert "nothing is pinned at" in ptrace("show", tmp_path / "gone", status=EXIT_USAGE)
+            assert f"pinned at {tmp_path}/here" in other_ptrace("show", one.id)
+        assert "no map is named nonesuch" in other_ptrace("show", "nonesuch", status=EXIT_USAGE)
+        assert "no map has id 4294967" in other_ptrace("show", "4294967", status=EXIT_USAGE)
+        assert "nothing is pinned at" in other_ptrace("show", tmp_path / "gone", status=EXIT_USAGE)
         (tmp_path / "here").unlink()
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_the_list_says_what_bpftool_says(values: LoadedObject) -> None:
-    ours = {each["id"]: each for each in json.loads(ptrace("list", "--format", "json"))}
+    ours = {each["id"]: each for each in json.loads(other_ptrace("list", "--format", "json"))}
     # One by one: bpftool 7.1 carries a BTF id over from one map of its list to the next.
     theirs = {
         each.id: json.loads(bpftool("-j", "map", "show", "id", each.id)) for each in values.maps.values()
     }
-    lines = {line.split()[0]: line for line in ptrace("list").splitlines()}
+    lines = {line.split()[0]: line for line in other_ptrace("list").splitlines()}
     for name, each in values.maps.items():
         mine = ours[each.id]
         assert {key: value for key, value in mine.items() if key in theirs[each.id]} == theirs[each.id], name
