@@ -104,7 +104,7 @@ def _parse(words: list[str]) -> tuple[argparse.Namespace, str]:
     )
     parser.add_argument("--timeout", type=float, default=900, metavar="SECONDS", help="for each kernel (900)")
     parser.add_argument("--memory", default="2G", help="of the guest (2G)")
-    parser.add_argument("--cpus", type=int, default=1, help="of the guest (1: more gain little without KVM)")
+    parser.add_argument("--cpus", type=int, default=2, help="of the guest (2)")
     parser.add_argument(
         "--cache", type=Path, default=default_cache(), help="where kernels are kept (%(default)s)"
     )
