@@ -42,6 +42,21 @@ def capture(
         str | None,
         typer.Option("-F", metavar="FILE", help="Read the expression from a file; - is standard input."),
     ] = None,
+    filter_inner: Annotated[
+        str | None,
+        typer.Option(
+            "--filter-inner", metavar="EXPRESSION", help="What the packet inside a tunnel must match too."
+        ),
+    ] = None,
+    tunnel: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tunnel",
+            metavar="vxlan|geneve|gre|ipip",
+            help="Only packets in such a tunnel; without --filter-inner EXPRESSION is for the packet inside. "
+            "Repeatable.",
+        ),
+    ] = None,
     dump: Annotated[
         int,
         typer.Option(
@@ -189,8 +204,9 @@ def capture(
     if not (functions or all_functions) and (exclude or backend or returns):
         raise UsageError("--exclude, --backend and --returns are about --functions or --all-functions")
     pattern = filtering.expression_of(expression or (), expression_file)
+    compiled = filtering.compiled(pattern, filter_inner, tunnel or ())
     if dump:
-        typer.echo(filtering.dump(pattern, dump))
+        typer.echo(filtering.dump(compiled, dump))
         return 0
     seconds = values.duration(duration) if duration is not None else None
     ring_bytes = values.size(ring_size)
@@ -212,7 +228,7 @@ def capture(
         mark=marked,
         probes=probe or (),
         profile=profile,
-        filter=pattern or None,
+        filter=compiled,
         functions=("*",) if all_functions else functions or (),
         exclude=exclude or (),
         backend=backend.value if backend else None,

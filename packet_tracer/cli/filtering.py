@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packet_tracer.errors import UsageError
+
+if TYPE_CHECKING:
+    from packet_tracer.filter import Filter
 
 
 def expression_of(words: Sequence[str], file: str | None) -> str:
@@ -21,13 +25,26 @@ def expression_of(words: Sequence[str], file: str | None) -> str:
     return " ".join(text.split())
 
 
-def dump(expression: str, level: int) -> str:
-    """Return what the expression is compiled to: classic BPF (``-d``), or the eBPF made of it (``-dd``).
+def compiled(expression: str, inner: str | None, tunnel: Sequence[str]) -> Filter | None:
+    """Return the filter that the options ask for, None for every packet. Raises FilterError, UsageError."""
+    if not expression and inner is None and not tunnel:
+        return None
+    from packet_tracer import filter as filters
 
-    Both are for packets with an Ethernet header. Raises FilterError.
+    return filters.compile(expression, inner=inner, tunnel=tunnel)
+
+
+def dump(filter_: Filter | None, level: int) -> str:
+    """Return what a filter is compiled to: classic BPF (``-d``), or the eBPF made of it (``-dd``).
+
+    Both are for packets with an Ethernet header; the part for the packet inside a tunnel comes second.
     """
     from packet_tracer import filter as filters
     from packet_tracer.filter import Access, LinkType, Stub
 
-    compiled = filters.compile(expression)
-    return filters.disassemble(compiled, Stub(Access.PROBE, LinkType.ETHERNET) if level > 1 else None)
+    whole = filter_ or filters.compile("")
+    parts = [filters.disassemble(whole, Stub(Access.PROBE, LinkType.ETHERNET) if level > 1 else None)]
+    if whole.inner is not None:
+        stub = Stub(Access.PROBE, LinkType.ETHERNET, inner=True) if level > 1 else None
+        parts.append(filters.disassemble(whole.inner, stub))
+    return "\n\n".join(parts)

@@ -100,6 +100,8 @@ def test_a_message_moves_no_cursor(
         (["capture", "-w", "-", "--format", "text"], "stdout"),
         (["capture", "tcp", "port", "port"], "filter 'tcp port port': "),
         (["capture", "-d", "tcp", "port", "port"], "filter 'tcp port port': "),
+        (["capture", "--filter-inner", "tcp port port"], "filter 'tcp port port': "),
+        (["capture", "--tunnel", "subway", "tcp"], "subway"),
         (["capture", "-F", "/dev/null"], "no filter expression in it"),
         (["capture", "-F", "/dev/null", "tcp"], "one of them is enough"),
         (["capture", "--profile", "nope"], "no profile 'nope'; there are: default"),
