@@ -26,8 +26,11 @@ from packet_tracer.bpf.maps.errors import CodecError, Unsupported
 from packet_tracer.bpf.maps.generic import Map
 from packet_tracer.bpf.maps.info import MapInfo
 from packet_tracer.bpf.maps.keyed import KeyedMap
+from packet_tracer.bpf.maps.nested import HashOfMaps
+from packet_tracer.bpf.maps.objects import ObjectArray
 from packet_tracer.bpf.maps.printing import EntryPrinter
 from packet_tracer.bpf.maps.queues import QueueBase
+from packet_tracer.bpf.maps.sockets import SockHash
 from packet_tracer.bpf.maps.types import map_btf
 from packet_tracer.bpf.program import Program
 from packet_tracer.errors import BpfError, UsageError
@@ -224,6 +227,9 @@ class Entries:
 
     def set(self, key: str | None, value: str) -> None:
         """Set the value of a key; push it on a queue or stack. A per-CPU value is set for all CPUs alike."""
+        if isinstance(self.map, (ObjectArray, HashOfMaps, SockHash)):
+            what = f"{self.map.type_name} {self._name} holds programs, maps, sockets or the like"
+            raise UsageError(f"{what}, which only a process that has them open can put in")
         raw_value = self._parse("value", self.value_codec, value)
         if self.map.value_buffer_size != self.map.value_size:
             padded = raw_value.ljust((len(raw_value) + 7) // 8 * 8, b"\0")

@@ -21,6 +21,7 @@ from packet_tracer.bpf.enums import MapType
 from packet_tracer.bpf.library import possible_cpus
 from packet_tracer.bpf.maps import (
     ArrayOfMaps,
+    DevMap,
     HashMap,
     LpmTrie,
     PerCpuArray,
@@ -242,6 +243,25 @@ def test_the_list_says_what_bpftool_says(values: LoadedObject) -> None:
     for name in ("queue", "stack"):
         assert {"id": program.id, "name": "move"} in ours[values.maps[name].id]["programs"]
         assert f"prog {program.id} move" in lines[str(values.maps[name].id)]
+
+
+@covers(MapType.DEVMAP, MapType.ARRAY_OF_MAPS)
+def test_maps_of_kernel_objects() -> None:
+    with (
+        DevMap.create(max_entries=4) as devices,
+        HashMap.create(key=u32, value=u64, max_entries=1) as inner,
+        ArrayOfMaps.create(template=inner, max_entries=2) as outer,
+    ):
+        ptrace("set", devices.id, "2", "1")
+        assert devices[2].ifindex == 1
+        assert ptrace("dump", devices.id).endswith("value: 01 00 00 00 00 00 00 00\nFound 1 element\n")
+        ptrace("delete", devices.id, "2")
+        assert 2 not in devices
+        outer[1] = inner
+        assert inner.id == int.from_bytes(
+            bytes.fromhex(ptrace("get", outer.id, "1").split("value:")[1]), "little"
+        )
+        assert "only a process that has them open" in ptrace("set", outer.id, "1", "3", status=EXIT_USAGE)
 
 
 def test_what_has_no_entries_is_refused() -> None:
