@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 #: What ``key=`` and ``value=`` accept: a codec, or a type that has one: a dataclass, a ctypes structure, an
 #: :mod:`ipaddress` class, ``bool``. A :class:`struct.Struct` is wrapped as :class:`StructFormat`.
-CodecSpec: TypeAlias = "Codec[T] | type[T]"
+CodecSpec: TypeAlias = "Codec[T] | type[T] | struct.Struct"
 
 _TYPES: dict[type[Any], Codec[Any]] = {
     IPv4Address: ipv4,
