@@ -137,6 +137,17 @@ def udp(payload: bytes, *, source: int = 40000, destination: int = 4000) -> byte
     return struct.pack("!HHHH", source, destination, 8 + len(payload), 0) + payload
 
 
+@contextmanager
+def on_one_cpu() -> Iterator[None]:
+    """Keep what is sent in its order: each CPU has a queue of its own."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def flood(
     senders: list[socket.socket], count: int, payload: bytes = b"x" * 1000, *, cpus: list[int] | None = None
 ) -> None:

@@ -7,7 +7,6 @@ segmentation left to do.
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import select
 import socket
@@ -33,6 +32,7 @@ from tests.kernel.capturing import (
     ethernet,
     ipv4,
     ipv6,
+    on_one_cpu,
     send_with_metadata,
     udp,
     udp_socket,
@@ -156,17 +156,6 @@ def test_frames_of_every_kind(network: Lab) -> None:
     # All but two tagged ones, one for the rule, one too old, one unknown and one damaged.
     assert len(forwarded) == len(frames()) - 6
     assert sorted(map(len, received)) == [600, 600, 3000]
-
-
-class on_one_cpu:  # noqa: N801
-    """A context manager that keeps packets in order: each CPU has a queue of its own."""
-
-    def __enter__(self) -> None:
-        self._before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {min(self._before)})
-
-    def __exit__(self, *_: object) -> None:
-        os.sched_setaffinity(0, self._before)
 
 
 def drain(sink: socket.socket) -> list[bytes]:
