@@ -1,4 +1,4 @@
-"""Status line, tables and diagnostics keep out of the way of what is printed, and off the terminal's controls."""
+"""Status line, tables and diagnostics keep out of the way of what is printed, and off terminals' controls."""
 
 from __future__ import annotations
 
