@@ -133,9 +133,14 @@ class Map(Descriptor):
         return name_of(MapType, self.type)
 
     @property
+    def per_cpu(self) -> bool:
+        """Whether each value is one per possible CPU."""
+        return self.type in _PER_CPU
+
+    @property
     def value_buffer_size(self) -> int:
         """Bytes of a value as user space sees it: a per-CPU map has one, padded to 8, per possible CPU."""
-        if self.type in _PER_CPU:
+        if self.per_cpu:
             return (self.value_size + 7) // 8 * 8 * possible_cpus()
         return self.value_size
 
@@ -164,7 +169,7 @@ class Map(Descriptor):
     def freeze(self) -> None:
         """Let user space write no more (bpf(2), BPF_MAP_FREEZE, Linux 5.2); programs still may.
 
-        MapError EBUSY while the map is mapped writable, ENOTSUPP for types that hold kernel objects.
+        MapError EBUSY while the map is mapped writable, EBUSY or EPERM when it is frozen, ENOTSUPP for types that hold kernel objects.
         """
         result = lib.bpf_map_freeze(self.fd)
         if result < 0:

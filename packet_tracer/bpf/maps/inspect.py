@@ -28,6 +28,7 @@ from packet_tracer.bpf.maps.info import MapInfo
 from packet_tracer.bpf.maps.keyed import KeyedMap
 from packet_tracer.bpf.maps.nested import HashOfMaps
 from packet_tracer.bpf.maps.objects import ObjectArray
+from packet_tracer.bpf.maps.percpu import PerCpuCodec
 from packet_tracer.bpf.maps.printing import EntryPrinter
 from packet_tracer.bpf.maps.queues import QueueBase
 from packet_tracer.bpf.maps.sockets import SockHash
@@ -231,7 +232,7 @@ class Entries:
             what = f"{self.map.type_name} {self._name} holds programs, maps, sockets or the like"
             raise UsageError(f"{what}, which only a process that has them open can put in")
         raw_value = self._parse("value", self.value_codec, value)
-        if self.map.value_buffer_size != self.map.value_size:
+        if self.map.per_cpu:
             padded = raw_value.ljust((len(raw_value) + 7) // 8 * 8, b"\0")
             raw_value = padded * (self.map.value_buffer_size // len(padded))
         if self.map.key_size == 0 and key is not None:
@@ -247,8 +248,7 @@ class Entries:
     def value_codec(self) -> Codec[Any]:
         """How one value is laid out: of a per-CPU map, one CPU's."""
         codec = self._keyed().value_codec
-        element: Codec[Any] | None = getattr(codec, "element", None)
-        return element if element is not None and codec.size != self.map.value_size else codec
+        return codec.element if isinstance(codec, PerCpuCodec) else codec
 
     def _key(self, text: str | None) -> bytes:
         if text is None:

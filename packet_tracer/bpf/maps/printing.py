@@ -68,7 +68,7 @@ class EntryPrinter:
         known = btf is not None and map.btf_value_type_id
         self._key = TypePrinter(btf, map.btf_key_type_id) if btf and known and map.btf_key_type_id else None
         self._value = TypePrinter(btf, map.btf_value_type_id) if btf and known else None
-        self._per_cpu = map.value_buffer_size != map.value_size
+        self._per_cpu = map.per_cpu
         self._stride = (map.value_size + 7) // 8 * 8
 
     @property

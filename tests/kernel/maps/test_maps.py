@@ -103,7 +103,9 @@ def test_frozen_maps_are_written_by_programs_only() -> None:
         assert table.info().frozen
         raises_errno(MapError, errno.EPERM, lambda: table.__setitem__(1, 2))
         raises_errno(MapError, errno.EPERM, lambda: table.__delitem__(1))
-        raises_errno(MapError, errno.EPERM, table.freeze)
+        with pytest.raises(MapError) as twice:  # newer kernels check the right to write first
+            table.freeze()
+        assert twice.value.errno in (errno.EBUSY, errno.EPERM)
         assert run(loaded.programs["add_table"], 1, 5) == 6
         assert table[1] == 6
 
