@@ -169,7 +169,8 @@ class Map(Descriptor):
     def freeze(self) -> None:
         """Let user space write no more (bpf(2), BPF_MAP_FREEZE, Linux 5.2); programs still may.
 
-        MapError EBUSY while the map is mapped writable, EBUSY or EPERM when it is frozen, ENOTSUPP for types that hold kernel objects.
+        MapError EBUSY while the map is mapped writable, EBUSY or EPERM when it is frozen already, ENOTSUPP
+        for types that hold kernel objects.
         """
         result = lib.bpf_map_freeze(self.fd)
         if result < 0:
