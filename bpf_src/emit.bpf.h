@@ -84,7 +84,10 @@ static __always_inline bool follow(unsigned char *head, struct facts *facts)
 /* The packet filter; the view must be complete. */
 static __always_inline bool passes_filter(const struct packet_view *view, struct facts *facts)
 {
-	return filter_skb(view, facts->direction) || follow(view->head, facts);
+	bool drop = facts->flags & PTRACE_EVENT_DROP_REASON;
+
+	return (match_drop_reason(drop, facts->drop_reason) && filter_skb(view, facts->direction)) ||
+	       follow(view->head, facts);
 }
 #endif
 
@@ -126,7 +129,8 @@ static __always_inline void remember_namespace(struct packet_view *view, struct 
 static __always_inline bool passes_metadata(const struct packet_view *view)
 {
 	return match_netns(view->netns_inode) &&
-	       match_interface(view->netns_inode, view->ifindex, view->rx_ifindex) && match_mark(view->mark);
+	       match_interface(view->netns_inode, view->ifindex, view->rx_ifindex) && match_mark(view->mark) &&
+	       match_task(view->skb ? READ(view->skb, sk) : 0);
 }
 
 static __always_inline void *ring_of_this_cpu(void)

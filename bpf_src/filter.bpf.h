@@ -14,18 +14,14 @@
 #ifndef PTRACE_FILTER_BPF_H
 #define PTRACE_FILTER_BPF_H
 
-#include "maps.bpf.h"
-#include "packet.bpf.h"
+#include "filter_read.bpf.h"
+#include "predicates.bpf.h"
 
-#define VLAN_TAG_AT 12
-#define VLAN_TAG_END 16
 /* `metadata` of the stubs; see packet_tracer/filter/stubs.py. */
 #define METADATA_IFINDEX_SHIFT 32
 #define METADATA_IFINDEX_MASK 0x0fffffffULL
 #define METADATA_TYPE_SHIFT 60
 #define PACKET_OUTGOING 4
-/* Above this direct access is not certain to reach. */
-#define FILTER_OFFSET_MAX 0x3fff
 
 /* An expression was given, for the packet or for one inside a tunnel: without one not even the stubs are called. */
 const volatile bool filter_enabled = false;
@@ -48,99 +44,14 @@ static __always_inline __u64 filter_metadata(__u32 tag, __u32 ifindex, __u32 pac
 	       (__u64)packet_type << METADATA_TYPE_SHIFT;
 }
 
-/* Returns the number that the bytes are in network order. */
-static __always_inline long filter_number(const __u8 *bytes, __u32 size)
-{
-	if (size == 1)
-		return bytes[0];
-	if (size == 2)
-		return bytes[0] << 8 | bytes[1];
-	return (__u32)bytes[0] << 24 | bytes[1] << 16 | bytes[2] << 8 | bytes[3];
-}
-
-/* A part of `value` behind those that were read before it. */
-#define FILTER_APPEND(value, byte) ((value) << 8 | (byte))
-
-/*
- * Where the byte at `offset` really lies when the tag is not in the packet but is to be seen in it. Returns the offset in the
- * packet, or minus one minus the byte of the tag.
- */
-static __always_inline long filter_position(__u32 offset, __u32 tag)
-{
-	if (!tag || offset < VLAN_TAG_AT)
-		return offset;
-	if (offset >= VLAN_TAG_END)
-		return offset - (VLAN_TAG_END - VLAN_TAG_AT);
-	return -1 - (long)((tag >> 8 * (VLAN_TAG_END - 1 - offset)) & 0xff);
-}
-
-/* True if a tag lies across or behind which the bytes move: they must then be read one by one. */
-static __always_inline bool filter_meets_tag(__u32 offset, __u32 size, __u32 tag)
-{
-	return tag && offset < VLAN_TAG_END && offset + size > VLAN_TAG_AT;
-}
-
 #if defined(HOOK_TC) || defined(HOOK_XDP)
 
-#ifdef HOOK_TC
-#define FILTER_CONTEXT struct __sk_buff
-#define filter_context_load filter_tc_load
-#else
-#define FILTER_CONTEXT struct xdp_md
-#define filter_context_load filter_xdp_load
-#endif
-
-static __always_inline long filter_read(FILTER_CONTEXT *ctx, __u32 offset, __u8 *bytes, const __u32 size)
-{
-#ifdef HOOK_TC
-	return bpf_skb_load_bytes(ctx, offset, bytes, size);
-#else
-	/* Before it, a buffer was all linear: 3f364222d032 (v5.18). */
-	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_xdp_load_bytes))
-		return bpf_xdp_load_bytes(ctx, offset, bytes, size);
-	return -1;
-#endif
-}
-
-static __always_inline long filter_read_number(FILTER_CONTEXT *ctx, __u32 offset, __u32 size)
-{
-	__u8 bytes[4] = {};
-	long result;
-
-	if (size == 1)
-		result = filter_read(ctx, offset, bytes, 1);
-	else if (size == 2)
-		result = filter_read(ctx, offset, bytes, 2);
-	else
-		result = filter_read(ctx, offset, bytes, 4);
-	return result ? -1 : filter_number(bytes, size);
-}
-
-/*
- * Returns the `size` (1, 2, 4) bytes at `offset` as a number, -1 where the packet has none there. Called by filters.
- * `tag`: see it in the packet (TC only).
- */
-__weak __noinline long filter_context_load(FILTER_CONTEXT *ctx, __u32 offset, __u32 size, __u32 tag)
-{
-	__u32 value = 0;
-
-	if (!filter_meets_tag(offset, size, tag))
-		return filter_read_number(ctx, filter_position(offset, tag), size);
-	for (__u32 i = 0; i < 4 && i < size; i++) {
-		long position = filter_position(offset + i, tag);
-		long byte = position < 0 ? -1 - position : filter_read_number(ctx, position, 1);
-
-		if (byte < 0)
-			return -1;
-		value = FILTER_APPEND(value, byte);
-	}
-	return value;
-}
-
-#define TUNNEL_ARGUMENTS FILTER_CONTEXT *ctx, __u32 base
-#define TUNNEL_PASS ctx, base
-#define TUNNEL_LOAD(offset, size) filter_context_load(ctx, base + (offset), size, 0)
+#define PACKET_ARGUMENTS FILTER_CONTEXT *ctx, __u32 base
+#define PACKET_PASS ctx, base
+#define PACKET_LOAD(offset, size) filter_context_load(ctx, base + (offset), size, 0)
+#define PACKET_COPY(offset, to, size) filter_read(ctx, base + (offset), to, size)
 #include "tunnel.bpf.h"
+#include "addresses.bpf.h"
 
 #endif
 
@@ -170,12 +81,16 @@ static __always_inline bool filter_tc(struct __sk_buff *ctx, const struct packet
 	__u64 metadata = 0;
 	bool accepted;
 
-	if (!filter_enabled)
-		return true;
 	if (filter_keep)
 		return filter_tc_load(ctx, 0, 1, 0) > 0;
+	if (!match_length(view->length) || !match_drop_reason(false, 0))
+		return false;
 	if (!view->link_header && view->start < view->data)
 		return true; /* its header was pulled off: not at TC */
+	if (filter_addresses && !addresses_listed(ctx, start, view->link_header))
+		return false;
+	if (!filter_enabled)
+		return true;
 	if (filter_reads_metadata) {
 		__u32 tag = 0;
 
@@ -196,14 +111,6 @@ FILTER_STUB(pcap_filter_xdp_l3, struct xdp_md *ctx, __u64 metadata)
 FILTER_STUB(pcap_filter_xdp_inner_l2, struct xdp_md *ctx, __u64 offset)
 FILTER_STUB(pcap_filter_xdp_inner_l3, struct xdp_md *ctx, __u64 offset)
 
-/* Returns the packet's length, its fragments included. Called by filters. */
-__weak __noinline long filter_xdp_length(struct xdp_md *ctx)
-{
-	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_xdp_get_buff_len))
-		return bpf_xdp_get_buff_len(ctx);
-	return (long)ctx->data_end - (long)ctx->data;
-}
-
 /* The same for the packet in a tunnel. */
 static __always_inline bool filter_xdp_inner(struct xdp_md *ctx, bool link_header)
 {
@@ -221,10 +128,14 @@ static __always_inline bool filter_xdp(struct xdp_md *ctx, bool link_header)
 	__u64 metadata = 0;
 	bool accepted;
 
-	if (!filter_enabled)
-		return true;
 	if (filter_keep)
 		return filter_xdp_load(ctx, 0, 1, 0) > 0 && filter_xdp_length(ctx) > 0;
+	if ((filter_length && !match_length(filter_xdp_length(ctx))) || !match_drop_reason(false, 0))
+		return false;
+	if (filter_addresses && !addresses_listed(ctx, 0, link_header))
+		return false;
+	if (!filter_enabled)
+		return true;
 	if (filter_reads_metadata)
 		metadata = filter_metadata(0, ctx->ingress_ifindex, 0);
 	accepted = link_header ? pcap_filter_xdp_l2(ctx, metadata) : pcap_filter_xdp_l3(ctx, metadata);
@@ -240,109 +151,12 @@ FILTER_STUB(pcap_filter_l3, __u64 data, __u64 data_end, __u64 shared, __u64 leng
 FILTER_STUB(pcap_filter_inner_l2, __u64 data, __u64 data_end, __u64 shared, __u64 length, __u64 metadata)
 FILTER_STUB(pcap_filter_inner_l3, __u64 data, __u64 data_end, __u64 shared, __u64 length, __u64 metadata)
 
-/* A full set of pages (MAX_SKB_FRAGS is 17 unless configured otherwise), and as many skbs in the list behind. */
-#define FILTER_PAGES_MAX 24
-/* sizeof(skb_frag_t), which is a bio_vec before v6.10. */
-#define FILTER_PAGE_BYTES 16
-
-/* Reads where a page of a packet lies. Returns its length, -1 where it is no memory that can be read. */
-static __always_inline long filter_page(struct skb_frag *frag, __u64 *address)
-{
-	struct bio_vec *old = (void *)frag;
-	__u64 page, offset;
-	__u32 length;
-
-	if (bpf_core_field_exists(frag->netmem)) {
-		page = BPF_CORE_READ(frag, netmem);
-		offset = BPF_CORE_READ(frag, offset);
-		length = BPF_CORE_READ(frag, len);
-	} else {
-		page = (__u64)BPF_CORE_READ(old, bv_page);
-		offset = BPF_CORE_READ(old, bv_offset);
-		length = BPF_CORE_READ(old, bv_len);
-	}
-	if (page & 1) /* net_iov: the memory of a device (8ab79ed50cf1, v6.8) */
-		return -1;
-	*address = offset + config_page_base + (page / config_page_struct_bytes << config_page_shift);
-	return length;
-}
-
-/*
- * Returns the byte of a packet that is `offset` bytes behind its linear part, -1 where there is none. `shared` is the
- * address of its skb_shared_info: a number, for the verifier does not let a typed skb become one.
- */
-__weak __noinline long filter_load_page(__u64 shared, __u32 offset)
-{
-	struct skb_shared_info *info = (void *)shared;
-	struct sk_buff *list;
-	struct skb_frag *frag;
-	__u64 address;
-	__u32 frags;
-	__u8 byte;
-
-	if (!config_page_base || !shared)
-		return -1;
-	list = BPF_CORE_READ(info, frag_list);
-	frags = BPF_CORE_READ(info, nr_frags);
-	frag = (void *)info + bpf_core_field_offset(struct skb_shared_info, frags);
-	for (__u32 i = 0; i < FILTER_PAGES_MAX; i++) {
-		long length;
-
-		if (frags) {
-			length = filter_page(frag, &address);
-			frag = (void *)frag + FILTER_PAGE_BYTES;
-			frags--;
-		} else if (list) {
-			address = (__u64)BPF_CORE_READ(list, data);
-			length = BPF_CORE_READ(list, len) - BPF_CORE_READ(list, data_len);
-			info = (void *)BPF_CORE_READ(list, head) + BPF_CORE_READ(list, end);
-			frags = BPF_CORE_READ(info, nr_frags);
-			frag = (void *)info + bpf_core_field_offset(struct skb_shared_info, frags);
-			list = BPF_CORE_READ(list, next);
-		} else {
-			return -1;
-		}
-		if (length < 0)
-			return -1;
-		if (offset < length)
-			return bpf_probe_read_kernel(&byte, 1, (void *)address + offset) ? -1 : byte;
-		offset -= length;
-	}
-	return -1;
-}
-
-/*
- * Returns bytes of a packet as a number, -1 where it has none there. Called by filters. `data` and `data_end` bound the
- * linear part (`data` lies behind it where a packet begins in a page); `place` is the offset from `data`, and in its upper
- * half how many bytes (1, 2, 4); `tag`: see it in the packet.
- */
-__weak __noinline long filter_load(__u64 data, __u64 data_end, __u64 shared, __u64 place, __u32 tag)
-{
-	__u32 offset = place, size = place >> 32, value = 0;
-	__u8 byte;
-
-	for (__u32 i = 0; i < 4 && i < size; i++) {
-		long position = filter_position(offset + i, tag);
-		__u64 address = data + position;
-		long next = -1;
-
-		if (position < 0)
-			next = -1 - position;
-		else if (address >= data_end)
-			next = filter_load_page(shared, address - data_end);
-		else if (!bpf_probe_read_kernel(&byte, 1, (void *)address))
-			next = byte;
-		if (next < 0)
-			return -1;
-		value = FILTER_APPEND(value, next);
-	}
-	return value;
-}
-
-#define TUNNEL_ARGUMENTS __u64 data, __u64 data_end, __u64 shared
-#define TUNNEL_PASS data, data_end, shared
-#define TUNNEL_LOAD(offset, size) filter_load(data, data_end, shared, (__u64)(size) << 32 | (__u32)(offset), 0)
+#define PACKET_ARGUMENTS __u64 data, __u64 data_end, __u64 shared
+#define PACKET_PASS data, data_end, shared
+#define PACKET_LOAD(offset, size) filter_load(data, data_end, shared, (__u64)(size) << 32 | (__u32)(offset), 0)
+#define PACKET_COPY(offset, to, size) filter_copy(data, data_end, offset, to, size)
 #include "tunnel.bpf.h"
+#include "addresses.bpf.h"
 
 /* The filter on the packet in a tunnel. */
 static __always_inline bool filter_skb_inner(__u64 data, __u64 data_end, __u64 shared, __u64 length,
@@ -374,13 +188,19 @@ static __always_inline bool filter_skb(const struct packet_view *view, enum ptra
 	__u64 data, data_end, shared, metadata = 0;
 	bool accepted;
 
-	if (!filter_enabled)
+	if (!match_length(view->length))
+		return false;
+	if (!filter_enabled && !filter_addresses)
 		return true;
 	data = (__u64)view->head + view->start;
 	data_end = (__u64)view->head + view->linear_end;
 	shared = (__u64)view->head + READ(view->skb, end);
 	if (filter_keep)
 		return filter_load(data, data_end, shared, 0, 0) > 0;
+	if (filter_addresses && !addresses_listed(data, data_end, shared, view->link_header))
+		return false;
+	if (!filter_enabled)
+		return true;
 	if (filter_reads_metadata)
 		metadata = filter_skb_metadata(view, direction);
 	if (view->link_header)

@@ -3,7 +3,7 @@
  * Where the packet inside a tunnel begins: behind the outer headers, VLAN tags, IPv4 options, IPv6 extension headers
  * and the tunnel's own header and options.
  *
- * Included by filter.bpf.h once for its hook, which defines TUNNEL_LOAD(offset, size): bytes of the outer packet as a
+ * Included by filter.bpf.h once for its hook, which defines PACKET_LOAD(offset, size): bytes of the outer packet as a
  * number, negative where it has none.
  */
 #ifndef PTRACE_TUNNEL_BPF_H
@@ -20,7 +20,7 @@
 #define TUNNEL_NONE (-1L)
 
 #define TUNNEL_EXTENSIONS_MAX 6
-#define TUNNEL_VLANS_MAX 2
+#define VLANS_MAX 2
 #define ETH_P_TEB 0x6558
 #define GRE_CHECKSUM 0x8000
 #define GRE_ROUTING 0x4000
@@ -44,26 +44,26 @@ static __always_inline long tunnel_inside(long offset, long protocol)
 #endif
 
 /* In a UDP datagram at `offset`. */
-static __always_inline long tunnel_in_udp(TUNNEL_ARGUMENTS, long offset)
+static __always_inline long tunnel_in_udp(PACKET_ARGUMENTS, long offset)
 {
-	long port = TUNNEL_LOAD(offset + 2, 2);
+	long port = PACKET_LOAD(offset + 2, 2);
 
 	if ((filter_tunnels & TUNNEL_VXLAN) && (port == filter_vxlan_ports[0] || port == filter_vxlan_ports[1]))
 		return (offset + 16) | TUNNEL_LINK_HEADER;
 	if ((filter_tunnels & TUNNEL_GENEVE) && port == filter_geneve_port) {
-		long options = TUNNEL_LOAD(offset + 8, 1);
+		long options = PACKET_LOAD(offset + 8, 1);
 
 		if (options < 0)
 			return TUNNEL_NONE;
-		return tunnel_inside(offset + 16 + (options & 0x3f) * 4, TUNNEL_LOAD(offset + 10, 2));
+		return tunnel_inside(offset + 16 + (options & 0x3f) * 4, PACKET_LOAD(offset + 10, 2));
 	}
 	return TUNNEL_NONE;
 }
 
 /* In a GRE header at `offset` (RFC 2784, RFC 2890). */
-static __always_inline long tunnel_in_gre(TUNNEL_ARGUMENTS, long offset)
+static __always_inline long tunnel_in_gre(PACKET_ARGUMENTS, long offset)
 {
-	long flags = TUNNEL_LOAD(offset, 2), inside = offset + 4;
+	long flags = PACKET_LOAD(offset, 2), inside = offset + 4;
 
 	if (flags < 0 || (flags & (GRE_ROUTING | GRE_VERSION)))
 		return TUNNEL_NONE;
@@ -73,22 +73,22 @@ static __always_inline long tunnel_in_gre(TUNNEL_ARGUMENTS, long offset)
 		inside += 4;
 	if (flags & GRE_SEQUENCE)
 		inside += 4;
-	return tunnel_inside(inside, TUNNEL_LOAD(offset + 2, 2));
+	return tunnel_inside(inside, PACKET_LOAD(offset + 2, 2));
 }
 
 /* Steps over IPv6 extension headers. Returns the protocol behind them, -1 in a fragment that is not the first. */
-static __always_inline long tunnel_skip_extensions(TUNNEL_ARGUMENTS, long protocol, long *offset)
+static __always_inline long tunnel_skip_extensions(PACKET_ARGUMENTS, long protocol, long *offset)
 {
 	for (__u32 i = 0; i < TUNNEL_EXTENSIONS_MAX; i++) {
 		long next, length;
 
 		if (protocol != 0 && protocol != 43 && protocol != 44 && protocol != 60)
 			return protocol;
-		next = TUNNEL_LOAD(*offset, 1);
-		length = TUNNEL_LOAD(*offset + 1, 1);
+		next = PACKET_LOAD(*offset, 1);
+		length = PACKET_LOAD(*offset + 1, 1);
 		if (protocol == 44) {
 			length = 0;
-			if (TUNNEL_LOAD(*offset + 2, 2) & 0xfff8)
+			if (PACKET_LOAD(*offset + 2, 2) & 0xfff8)
 				return -1;
 		}
 		if (next < 0 || length < 0)
@@ -99,45 +99,48 @@ static __always_inline long tunnel_skip_extensions(TUNNEL_ARGUMENTS, long protoc
 	return -1;
 }
 
-/* Behind the link header, if there is one. Returns the offset of the IP header, -1 where something else is. */
-static __always_inline long tunnel_network(TUNNEL_ARGUMENTS, bool link_header)
+/* Returns the offset of the header behind the link header, if there is one, and sets its EtherType (0: unknown). */
+static __always_inline long packet_network(PACKET_ARGUMENTS, bool link_header, long *protocol)
 {
-	long offset = ETH_HLEN, protocol;
+	long offset = link_header ? ETH_HLEN : 0, version;
 
-	if (!link_header)
-		return 0;
-	protocol = TUNNEL_LOAD(12, 2);
-	for (__u32 i = 0; i < TUNNEL_VLANS_MAX && (protocol == ETH_P_8021Q || protocol == ETH_P_8021AD); i++) {
-		protocol = TUNNEL_LOAD(offset + 2, 2);
-		offset += 4;
+	if (link_header) {
+		*protocol = PACKET_LOAD(12, 2);
+		for (__u32 i = 0; i < VLANS_MAX && (*protocol == ETH_P_8021Q || *protocol == ETH_P_8021AD); i++) {
+			*protocol = PACKET_LOAD(offset + 2, 2);
+			offset += 4;
+		}
+		return offset;
 	}
-	return protocol == ETH_P_IP || protocol == ETH_P_IPV6 ? offset : -1;
+	version = PACKET_LOAD(0, 1) >> 4;
+	*protocol = version == 4 ? ETH_P_IP : version == 6 ? ETH_P_IPV6 : 0;
+	return offset;
 }
 
 /* Returns where the inner packet of one of the wanted tunnels begins. A function of its own, verified once. */
-__weak __noinline long tunnel_find(TUNNEL_ARGUMENTS, bool link_header)
+__weak __noinline long tunnel_find(PACKET_ARGUMENTS, bool link_header)
 {
-	long offset = tunnel_network(TUNNEL_PASS, link_header), version, protocol;
+	long protocol = 0, offset = packet_network(PACKET_PASS, link_header, &protocol), version;
 
-	if (offset < 0)
+	if (protocol != ETH_P_IP && protocol != ETH_P_IPV6)
 		return TUNNEL_NONE;
-	version = TUNNEL_LOAD(offset, 1);
+	version = PACKET_LOAD(offset, 1);
 	if (version >> 4 == 4) {
-		if (TUNNEL_LOAD(offset + 6, 2) & 0x1fff)
+		if (PACKET_LOAD(offset + 6, 2) & 0x1fff)
 			return TUNNEL_NONE;
-		protocol = TUNNEL_LOAD(offset + 9, 1);
+		protocol = PACKET_LOAD(offset + 9, 1);
 		offset += (version & 0x0f) * 4;
 	} else if (version >> 4 == 6) {
-		protocol = TUNNEL_LOAD(offset + 6, 1);
+		protocol = PACKET_LOAD(offset + 6, 1);
 		offset += 40;
-		protocol = tunnel_skip_extensions(TUNNEL_PASS, protocol, &offset);
+		protocol = tunnel_skip_extensions(PACKET_PASS, protocol, &offset);
 	} else {
 		return TUNNEL_NONE;
 	}
 	if (protocol == 17)
-		return tunnel_in_udp(TUNNEL_PASS, offset);
+		return tunnel_in_udp(PACKET_PASS, offset);
 	if (protocol == 47 && (filter_tunnels & TUNNEL_GRE))
-		return tunnel_in_gre(TUNNEL_PASS, offset);
+		return tunnel_in_gre(PACKET_PASS, offset);
 	if ((protocol == 4 || protocol == 41) && (filter_tunnels & TUNNEL_IPIP))
 		return offset;
 	return TUNNEL_NONE;

@@ -76,6 +76,7 @@ enum {
 enum xdp_action { XDP_ABORTED = 0, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT };
 enum { TCX_NEXT = -1, TC_ACT_UNSPEC = -1 };
 enum { NF_DROP = 0, NF_ACCEPT = 1 };
+enum { TCP_TIME_WAIT = 6, TCP_NEW_SYN_RECV = 12 };
 enum { NFPROTO_IPV4 = 2, NFPROTO_IPV6 = 10 };
 
 /* Only asked whether they exist: xdp_load_bytes came with multi-buffer XDP, 3f364222d032 (v5.18). */
@@ -175,12 +176,40 @@ struct net_device {
 	char name[16];
 };
 
+struct kernfs_node {
+	u64 id;
+};
+
+struct cgroup_subsys_state {
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
+/* Until 8520e224f547 ("bpf, cgroups: Fix cgroup v2 fallback on v1/v2 mixed mode", v5.15). */
+struct sock_cgroup_data___val {
+	u64 val;
+};
+
 struct sock_common {
+	unsigned char skc_state;
 	possible_net_t skc_net;
 };
 
 struct sock {
 	struct sock_common __sk_common;
+	struct sock_cgroup_data sk_cgrp_data;
 };
 
 struct page;
@@ -273,6 +302,7 @@ struct task_struct {
 	int pid;
 	int tgid;
 	char comm[16];
+	struct css_set *cgroups;
 };
 
 /* Reasons came with c504e5c2f964 (v5.17); the values are read from the kernel's BTF, never written down. */

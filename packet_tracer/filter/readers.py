@@ -103,15 +103,17 @@ class CallReader(Reader):
 
     def __init__(self, stub: Stub, facts: Analysis, *, vlan: bool) -> None:
         super().__init__(stub, facts, vlan=vlan)
-        self._length = self._slot()
-        self._shared, self._metadata = self._slot(), self._slot()
+        probe = stub.access is Access.PROBE
+        self._length = self._slot() if facts.reads_length else 0
+        self._shared = self._slot() if probe else 0
+        self._metadata = self._slot() if probe and (self._vlan or facts.reads_metadata) else 0
 
     def prologue(self) -> None:
         asm, access = self.asm, self._stub.access
         if access is Access.PROBE:
-            asm.store(8, FRAME, self._shared, R3)
-            asm.store(8, FRAME, self._length, R4)
-            asm.store(8, FRAME, self._metadata, R5)
+            for slot, register in ((self._shared, R3), (self._length, R4), (self._metadata, R5)):
+                if slot:
+                    asm.store(8, FRAME, slot, register)
         asm.mov(R6, R1)
         asm.mov(R7, R2)
         if access is Access.PROBE:
@@ -128,7 +130,8 @@ class CallReader(Reader):
             asm.alu("sub", R2, R1, wide=True)
             asm.alu("mov", R0, R0)
             asm.jump(">=", R2, R0, REJECT, wide=True)
-        asm.store(8, FRAME, self._length, R0)
+        if self._length:
+            asm.store(8, FRAME, self._length, R0)
         if self._vlan:
             self._ignore_tag_of_short_packet(R0)
 

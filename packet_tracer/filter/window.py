@@ -31,7 +31,7 @@ from packet_tracer.filter.stubs import SLOW, Stub
 
 #: Bytes of stack that the function takes. All frames of a call chain together have 512 (MAX_BPF_STACK), and
 #: below this one lie the second function's and those that walk the pages.
-_FRAME_SIZE = 128
+_FRAME_SIZE = 96
 #: X as the length of an IPv4 header: at most, and without options.
 _IHL_MAXIMUM, _IHL_USUAL = 0x0F << 2, 20
 
@@ -50,9 +50,11 @@ class WindowReader(Reader):
         self, stub: Stub, program: Sequence[cbpf.Instruction], facts: Analysis, *, vlan: bool
     ) -> None:
         super().__init__(stub, facts, vlan=vlan)
-        self._arguments = [self._slot() for _ in range(4)]
-        self._length = self._arguments[3]
-        # Only some want it again.
+        # What the second function wants and r6 and r7 do not tell.
+        self._length = self._slot()
+        self._spilled = {R3: self._slot(), R4: self._length}
+        if self._vlan or stub.inner:
+            self._spilled |= {R1: self._slot(), R2: self._slot()}
         self._metadata = self._slot() if self._vlan or facts.reads_metadata else 0
         self._word = self._slot()
         # What does not fit is read one by one; up to three bytes are lost to alignment.
@@ -70,7 +72,7 @@ class WindowReader(Reader):
 
     def prologue(self) -> None:
         asm = self.asm
-        for register, slot in zip((R1, R2, R3, R4), self._arguments, strict=True):
+        for register, slot in self._spilled.items():
             asm.store(8, FRAME, slot, register)
         if self._metadata:
             asm.store(8, FRAME, self._metadata, R5)
@@ -201,7 +203,11 @@ class WindowReader(Reader):
                 asm.jump(">=", R7, R1, REJECT, wide=True)
         if asm.wanted(RESTART) or asm.wanted(BEYOND):
             asm.label(RESTART)
-            for register, slot in zip((R1, R2, R3, R4), self._arguments, strict=True):
+            if R1 not in self._spilled:
+                asm.mov(R1, R6)
+                asm.mov(R2, R6)
+                asm.alu("add", R2, R7, wide=True)
+            for register, slot in self._spilled.items():
                 asm.load(8, register, FRAME, slot)
             if self._metadata:
                 asm.load(8, R5, FRAME, self._metadata)
