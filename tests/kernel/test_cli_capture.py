@@ -70,7 +70,7 @@ def test_duration_ends_it(network: lab.Lab, tmp_path: Path, text: str, seconds: 
         took = time.monotonic() - started
     found = re.search(r"in (\d+\.\d) s", running.said)
     assert found
-    assert seconds - 0.1 <= float(found[1]) <= seconds + 0.5
+    assert seconds - 0.1 <= float(found[1]) <= seconds + 2  # emulated machines are slow to detach
     assert took < seconds + 3
 
 

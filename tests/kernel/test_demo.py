@@ -51,7 +51,7 @@ def test_no_colours_but_on_a_terminal(shown: str) -> None:
     ],
 )
 def test_every_drop_with_its_reason_and_place(shown: str, title: str, reason: str) -> None:
-    drops = re.findall(r"DROPPED: (\S+) in (\S+)$", scene(shown, title), re.MULTILINE)
+    drops = re.findall(r"DROPPED: (\S+) in (\S+)(?: \[nf_tables\])?$", scene(shown, title), re.MULTILINE)
     assert [found for found, _ in drops] == [reason]
     assert re.fullmatch(r"\w+\+0x[0-9a-f]+", drops[0][1])
 
