@@ -72,6 +72,14 @@ extern int bpf_dynptr_from_skb(struct __sk_buff *skb, __u64 flags, struct bpf_dy
 /* Hides a variable's origin from the compiler, so that it keeps the bound check the verifier needs. */
 #define OPAQUE(variable) asm volatile("" : "+r"(variable))
 
+/* A number of bytes as helpers take it that refuse 0, in a way that the verifier sees: old ones lose it in comparisons. */
+static __always_inline __u32 at_least_one(__u32 bytes)
+{
+	bytes = ((bytes - 1) & 0x3fff) + 1;
+	OPAQUE(bytes);
+	return bytes;
+}
+
 /* Bytes of the next chunk, at most `available`; sets `*at` to its offset in the record. 0: nothing fits. */
 static __always_inline __u32 next_chunk(const struct copy *copy, __u32 available, __u32 *at)
 {
@@ -233,10 +241,9 @@ static __noinline int copy_nonlinear_pages(const struct copy *copy, struct sk_bu
 static __always_inline void copy_packet(const struct copy *copy, struct sk_buff *skb)
 {
 #ifdef HOOK_TC
-	__u32 part = walk_of(copy)->wanted;
+	__u32 part = at_least_one(walk_of(copy)->wanted);
 
-	OPAQUE(part);
-	if (part <= copy->room && part && !bpf_skb_load_bytes(skb, walk_of(copy)->offset, data_of(copy), part))
+	if (part <= copy->room && !bpf_skb_load_bytes(skb, walk_of(copy)->offset, data_of(copy), part))
 		add_copied(copy, part);
 #else
 	if (copy_linear(copy) || copied(copy) >= walk_of(copy)->wanted || copy->room <= COPY_CHUNK ||

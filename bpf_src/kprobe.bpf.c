@@ -11,22 +11,24 @@ __weak __noinline __u64 function_cookie(void)
 	return 0;
 }
 
-/* The arguments that lie in registers, six on x86_64 and eight on aarch64: the same number on both. */
+/* Each in words of its own, or the compiler makes one load of all, at an offset that the verifier does not know. */
+#define REGISTER_ARGUMENT(index, value)                     \
+	case index: {                                       \
+		__u64 argument = value;                     \
+		asm volatile("# " #value : "+r"(argument)); \
+		return argument;                            \
+	}
+
+/* The arguments that lie in registers: six on x86_64; as many are looked at on aarch64, which has eight. */
 static __always_inline __u64 register_argument(struct pt_regs *ctx, __u32 index)
 {
 	switch (index) {
-	case 0:
-		return PT_REGS_PARM1(ctx);
-	case 1:
-		return PT_REGS_PARM2(ctx);
-	case 2:
-		return PT_REGS_PARM3(ctx);
-	case 3:
-		return PT_REGS_PARM4(ctx);
-	case 4:
-		return PT_REGS_PARM5(ctx);
-	case 5:
-		return PT_REGS_PARM6(ctx);
+		REGISTER_ARGUMENT(0, PT_REGS_PARM1(ctx))
+		REGISTER_ARGUMENT(1, PT_REGS_PARM2(ctx))
+		REGISTER_ARGUMENT(2, PT_REGS_PARM3(ctx))
+		REGISTER_ARGUMENT(3, PT_REGS_PARM4(ctx))
+		REGISTER_ARGUMENT(4, PT_REGS_PARM5(ctx))
+		REGISTER_ARGUMENT(5, PT_REGS_PARM6(ctx))
 	}
 	return 0;
 }

@@ -179,6 +179,20 @@ static __always_inline bool parse_extension(struct ptrace_event *record, __u8 pr
 	return more;
 }
 
+/*
+ * Looks at what follows: 1 where it is the transport header, -1 where that can't be had, 0 where an extension was stepped over.
+ * A function, so that the loop around it is short enough to be unrolled: before v5.12 the verifier refuses one that falls
+ * through to its head, as the compiler may lay it out.
+ */
+static __noinline int next_extension(struct ptrace_event *record)
+{
+	__u8 protocol = *(volatile __u8 *)&record->l4_protocol;
+
+	if (!is_extension(protocol))
+		return 1;
+	return parse_extension(record, protocol) ? 0 : -1;
+}
+
 static __always_inline bool parse_ipv6(struct ptrace_event *record)
 {
 	struct ipv6hdr *ip = header(record, sizeof(*ip));
@@ -193,13 +207,12 @@ static __always_inline bool parse_ipv6(struct ptrace_event *record)
 	record->flags |= PTRACE_EVENT_IP;
 	advance(record, sizeof(*ip));
 
+#pragma unroll
 	for (int i = 0; i < PARSE_EXTENSIONS_MAX; i++) {
-		__u8 protocol = *(volatile __u8 *)&record->l4_protocol;
+		int found = next_extension(record);
 
-		if (!is_extension(protocol))
-			return true;
-		if (!parse_extension(record, protocol))
-			return false;
+		if (found)
+			return found > 0;
 	}
 	return false;
 }

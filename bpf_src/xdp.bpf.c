@@ -15,10 +15,9 @@ static __always_inline __u32 packet_length(struct xdp_md *ctx, __u32 linear)
 
 static __always_inline void copy_buffer(const struct copy *copy, struct xdp_md *ctx, __u64 data, __u32 linear)
 {
-	__u32 part = walk_of(copy)->wanted;
+	__u32 part = at_least_one(walk_of(copy)->wanted);
 
-	OPAQUE(part);
-	if (!part || part > copy->room)
+	if (part > copy->room)
 		return;
 	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_xdp_load_bytes)) {
 		if (!bpf_xdp_load_bytes(ctx, 0, data_of(copy), part))

@@ -15,6 +15,7 @@ Which of them works here is found by trying. A function that refuses is left out
 from __future__ import annotations
 
 import os
+import resource
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -38,7 +39,9 @@ Backend = Literal["fentry", "kprobe-multi", "kprobe"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 #: Up to so many functions a trampoline each is worth its load time: it costs least for each packet.
-_FEW = 150
+_FEW = 80
+#: With returns: at entry, to remember the entry, at the return.
+_CLONES_A_FUNCTION = 3
 #: Offsets in the templates of bpf_src/fentry.bpf.c, which no function's context has.
 _ARGUMENT_OFFSET, _RETURN_OFFSET = 0x7E8, 0x7F0
 _LOAD_DOUBLE_WORD = 0x79  # BPF_LDX | BPF_MEM | BPF_DW
@@ -131,6 +134,8 @@ class FunctionAttacher:
     ) -> tuple[list[Link], str]:
         if self.returns and backend != "fentry":
             return [], "returns need fentry"
+        if backend != "kprobe-multi":
+            _allow_open_files(2 * _CLONES_A_FUNCTION * len(probes))
         method = {"fentry": self._fentry, "kprobe-multi": self._kprobe_multi, "kprobe": self._kprobe}[backend]
         try:
             return list(method(probes, stack)), next(iter(self.skipped.values()), "no function is left")
@@ -288,6 +293,16 @@ class FunctionAttacher:
             middle = len(probes) // 2
             yield from self._multi(program, probes[:middle], returns=returns)
             yield from self._multi(program, probes[middle:], returns=returns)
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise the soft limit of open files: each clone is a program and a link, and each is a descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + soft
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _attach_multi(program: Program, probes: Sequence[FunctionProbe], *, returns: bool) -> Link:

@@ -17,7 +17,7 @@ from packet_tracer.probes.setup import KernelSetup, objects_directory, online_cp
 
 #: Maps that all objects of a capture have in common, as far as they have them (bpf_src/maps.bpf.h,
 #: tracking.bpf.h, emit.bpf.h).
-_SHARED_MAPS = ("rings", "counters", "packets", "tracking", "stacks")
+_SHARED_MAPS = ("rings", "counters", "packets", "tracking", "stacks", "addresses4", "addresses6")
 
 
 #: The object that watches over packets' identity.
@@ -90,6 +90,9 @@ class CaptureObjects:
         for name in _SHARED_MAPS:
             if name in self.maps and name in opened.maps:
                 opened.maps[name].reuse(self.maps[name])
+        for name, entries in (self.setup.addresses.sizes() if self.setup.addresses else {}).items():
+            if name in opened.maps and name not in self.maps:
+                opened.maps[name].max_entries = entries
         if "rings" not in self.maps:
             opened.maps["rings"].max_entries = possible_cpus()
             opened.maps["counters"].max_entries = ProbeId.FUNCTION + 2 * len(self.setup.functions)
@@ -102,9 +105,10 @@ class CaptureObjects:
 
     def _adopt(self, prepared: PreparedObject, undo: ExitStack) -> None:
         """Keep the maps of the first object that has them for all others, and put the rings in place."""
-        for name in _SHARED_MAPS:
-            if name in prepared.maps:
-                self.maps.setdefault(name, prepared.maps[name])
+        new = [name for name in _SHARED_MAPS if name in prepared.maps and name not in self.maps]
+        self.maps.update({name: prepared.maps[name] for name in new})
+        if self.setup.addresses and "addresses4" in new:
+            self.setup.addresses.fill(self.maps)
         if self.rings:
             return
         for _ in online_cpus():

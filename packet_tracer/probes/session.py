@@ -153,7 +153,7 @@ class ProbeSession:
     def _prepare_for_functions(self, name: str, programs: Sequence[str]) -> dict[str, PreparedProgram]:
         # Each clone is verified anew; without the walk over pages that takes a fifth of the time. What the
         # default snaplen asks for lies in the linear part, as far as it is headers.
-        small = name == "fentry" and self.setup.snaplen <= _SMALL_SNAPLEN
+        small = self.setup.snaplen <= _SMALL_SNAPLEN
         pages = page_mapping(self._objects.directory) if self.setup.filter or not small else UNKNOWN
         return self._objects.prepare(name, programs, pages, linear_only=small)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from packet_tracer.errors import NotSupportedError
+from packet_tracer.filter.addresses import AddressSet
 from packet_tracer.filter.expression import Filter
 from packet_tracer.netns import Netns
 from packet_tracer.probes.catalogue import Probe
@@ -28,11 +29,11 @@ class AttachPoint:
 
 @dataclass(frozen=True, slots=True)
 class KernelSetup:
-    """All that decides what the kernel side does. Sizes are in bytes; ``rodata`` holds the filters'
-    variables.
-    ``filter`` is the packet filter. ``functions`` are traced by ``backend`` (None: the best that works), with
-    their returns if ``returns``; ``stacks`` takes kernel stacks; ``follow`` shows what matched once from then
-    on.
+    """All that decides what the kernel side does. Sizes are in bytes.
+
+    ``rodata`` holds the filters' variables, ``filter`` is the packet filter, ``addresses`` the prefixes that
+    packets are limited to. ``functions`` are traced by ``backend`` (None: the best that works), with their
+    returns if ``returns``; ``stacks`` takes kernel stacks; ``follow`` shows what matched once from then on.
     """
 
     probes: tuple[Probe, ...]
@@ -43,6 +44,7 @@ class KernelSetup:
     count_rejected: bool = False
     rodata: Mapping[str, int | bytes] = field(default_factory=dict)
     filter: Filter | None = None
+    addresses: AddressSet | None = None
     functions: tuple[FunctionProbe, ...] = ()
     backend: Backend | None = None
     returns: bool = False
