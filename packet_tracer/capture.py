@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 
 from packet_tracer import netns as namespaces
@@ -53,6 +54,8 @@ class Tracer:
     - ``probes``: globs over the names that ``ptrace probes`` lists; ``profile``: a named choice (default:
       ``"default"``).
     - ``filter``: a pcap-filter(7) expression, decided in the kernel: ``"tcp port 443"``.
+    - ``predicates``: filters beside it: processes, cgroups, length, drop reasons, sets of addresses. (Its
+      namespaces, interfaces and mark are the arguments of these names.)
     - ``functions``: kernel functions that handle packets, as globs, ``/regular expressions/`` or
       ``module:NAME`` (``"*"``: all of them), but none that ``exclude`` names; ``backend`` forces one of
       ``fentry``, ``kprobe-multi``, ``kprobe``; ``returns`` adds return values. With functions no probes are
@@ -76,6 +79,7 @@ class Tracer:
         probes: str | Iterable[str] = (),
         profile: str | None = None,
         filter: str | Filter | None = None,  # noqa: A002 - what everyone calls it
+        predicates: Predicates | None = None,
         functions: str | Iterable[str] = (),
         exclude: str | Iterable[str] = (),
         backend: Backend | None = None,
@@ -98,7 +102,8 @@ class Tracer:
             if probe.needs_interface and not self._points:
                 raise UsageError(f"probe {probe.name} is attached to an interface: name one with -i")
         value, mask = mark if isinstance(mark, tuple) else (mark or 0, 0xFFFFFFFF if mark is not None else 0)
-        self._predicates = Predicates(
+        self._predicates = replace(
+            predicates or Predicates(),
             netns=tuple(sorted({found.inode for found in self._namespaces})),
             interfaces=tuple((point.netns.inode, point.ifindex) for point in self._points),
             mark=value,
@@ -113,6 +118,7 @@ class Tracer:
             count_rejected=count_rejected,
             rodata=self._predicates.rodata(),
             filter=compile_filter(filter) if isinstance(filter, str) else filter,
+            addresses=self._predicates.addresses,
             functions=self.functions,
             backend=backend,
             returns=returns,
