@@ -129,7 +129,8 @@ class TaskStorage(LocalStorage[V]):
 class InodeStorage(LocalStorage[V]):
     """INODE_STORAGE: a value per inode (Linux 5.10). Needs no program; only LSM programs reach it.
 
-    Two descriptors of one file have the same value.
+    Two descriptors of one file have the same value. MapError EBADF where the kernel was not started with the
+    bpf LSM.
 
     >>> with InodeStorage.create(value=u64) as marks, open("/proc/self/exe", "rb") as file:
     ...     marks[file] = 7

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +14,9 @@ from typing import Any
 import pytest
 
 from packet_tracer.bpf.enums import MapType
+from packet_tracer.bpf.errors import MapError
+from packet_tracer.bpf.maps import InodeStorage
+from packet_tracer.bpf.maps.codecs import u64
 from packet_tracer.bpf.object import LoadedObject
 from packet_tracer.bpf.program import Program
 from tests.kernel.loading import open_object
@@ -88,6 +93,28 @@ def own_cgroup(*, enter: bool = False) -> Iterator[Path]:
         if enter:
             (root / before.lstrip("/") / "cgroup.procs").write_text(str(os.getpid()))
         path.rmdir()
+
+
+@contextmanager
+def datagrams() -> Iterator[tuple[socket.socket, tuple[str, int]]]:
+    """A sender and the address of somebody who listens, on the loopback of the current namespace.
+
+    To a closed port the kernel would answer by ICMP, from a socket that may be in the test's cgroup too.
+    """
+    with socket.socket(type=socket.SOCK_DGRAM) as sender, socket.socket(type=socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        yield sender, receiver.getsockname()
+
+
+def require_inode_storage() -> None:
+    """Skip where the kernel keeps no values with inodes: it needs room that the bpf LSM asks for at boot."""
+    with InodeStorage.create(value=u64) as marks, open("/proc/self/exe", "rb") as file:
+        try:
+            marks[file] = 1
+        except MapError as error:
+            if error.errno == errno.EBADF:
+                pytest.skip("inode storage: the bpf LSM is not active in this kernel (lsm= at boot)")
+            raise
 
 
 @contextmanager

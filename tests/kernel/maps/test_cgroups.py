@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import socket
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from packet_tracer.bpf.maps.codecs import u64
 from packet_tracer.netns import entered
 from tests.kernel.maps.support import (
     covers,
+    datagrams,
     directory_of,
     load_maps,
     on_cpu,
@@ -61,18 +61,18 @@ def test_an_attached_program_counts_what_leaves_its_cgroup() -> None:
         with (
             entered(network.client.netns),
             attach_cgroup(loaded.programs["on_egress"], path),
-            socket.socket(type=socket.SOCK_DGRAM) as sender,
+            datagrams() as (sender, listener),
         ):
             assert sent.items() == [(key, 0)]
             for cpu, count in ((first, 2), (second, 3)):
                 with on_cpu(cpu):
                     for _ in range(count):
-                        sender.sendto(b"x", ("127.0.0.1", 9))
+                        sender.sendto(b"x", listener)
             assert sent[key] == 5
             assert (by_cpu[key][first], by_cpu[key][second], by_cpu[key].sum()) == (2, 3, 5)
             sent[key] = 100
             by_cpu[key] = PerCpuValues.same(0)
-            sender.sendto(b"x", ("127.0.0.1", 9))
+            sender.sendto(b"x", listener)
             assert sent[key] == 101
             assert by_cpu[key].sum() == 1
             assert len(by_cpu[key]) == possible_cpus()

@@ -24,7 +24,7 @@ from packet_tracer.bpf.object import LoadedObject
 from packet_tracer.bpf.program import Program
 from packet_tracer.netns import entered
 from tests.kernel.maps.docs import TARGET, render
-from tests.kernel.maps.support import directory_of, load_maps, own_cgroup
+from tests.kernel.maps.support import directory_of, load_maps, own_cgroup, require_inode_storage
 
 AF_XDP = 44
 
@@ -95,6 +95,8 @@ def test_the_example_of_every_type_runs(kind: MapType, network: lab.Lab) -> None
     feature = probe_map_type(kind)
     if feature.supported is False:
         pytest.skip(f"{feature.name}: {feature.reason}")
+    if kind == MapType.INODE_STORAGE:
+        require_inode_storage()
     for block in blocks:
         run_example(block, kind.name, helpers(network))
 
