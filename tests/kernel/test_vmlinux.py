@@ -38,6 +38,7 @@ SIZES = {
 #: Where kernels differ, the ways in which they do: one must be true. A member of none must always be there.
 ALTERNATIVES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("net.net_cookie",), ("net___atomic_cookie.net_cookie",)),
+    (("sock_cgroup_data.cgroup",), ("sock_cgroup_data___val.val",)),
     (("sk_buff.vlan_all",), ("sk_buff___vlan_present.vlan_present",)),
     (
         ("skb_frag.netmem", "skb_frag.len", "skb_frag.offset"),
