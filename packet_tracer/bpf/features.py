@@ -5,12 +5,14 @@ Kernel versions are never compared: distributions backport, and leave out.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from packet_tracer.bpf._libbpf import ffi, lib
+from packet_tracer.bpf.btf import Btf, Kind
 from packet_tracer.bpf.enums import MapType, ProgramType, name_of
-from packet_tracer.bpf.errors import describe
+from packet_tracer.bpf.errors import BtfError, describe
 from packet_tracer.bpf.library import Descriptor
 from packet_tracer.bpf.privileges import missing_capabilities
 from packet_tracer.errors import BpfError
@@ -37,7 +39,18 @@ def probe_program_type(type: int) -> Feature:  # noqa: A002
 def probe_map_type(type: int) -> Feature:  # noqa: A002
     """Create a small map of the type."""
     name = f"{name_of(MapType, type)} maps"
+    if type == MapType.STRUCT_OPS:
+        # libbpf's probe sets a member (value_type_btf_obj_fd) that kernels before 6.9 do not know and refuse.
+        return _probe(name, _has_struct_ops)
     return _probe(name, lambda: lib.libbpf_probe_bpf_map_type(type, ffi.NULL))
+
+
+def _has_struct_ops() -> int:
+    """Whether the kernel's types have the value of a struct_ops map: it makes them for each of its tables."""
+    try:
+        return int(Btf.vmlinux().get("bpf_struct_ops_tcp_congestion_ops", Kind.STRUCT) is not None)
+    except BtfError as error:
+        return -(error.errno or errno.ENOENT)
 
 
 def probe_helper(type: int, helper: int) -> Feature:  # noqa: A002
