@@ -93,7 +93,7 @@ def _is_valid(i: cbpf.Instruction) -> bool:
     if i.instruction_class == cbpf.ALU:
         return i.operation in _VALID_ALU and i.code != cbpf.ALU | cbpf.NEG | cbpf.X
     if i.instruction_class == cbpf.JMP:
-        return i.operation <= cbpf.JSET
+        return i.operation <= cbpf.JSET and i.code != cbpf.JMP | cbpf.JA | cbpf.X
     if i.instruction_class == cbpf.RET:
         return i.code in (cbpf.RET, cbpf.RET | cbpf.RETURN_A)
     return i.code in (cbpf.MISC | cbpf.TAX, cbpf.MISC | cbpf.TXA)
