@@ -262,7 +262,7 @@ static __always_inline __u32 parse_link(struct ptrace_event *record)
  * Parses the `captured_length` bytes behind the record's head. `protocol` (an EtherType, host order) says what a packet
  * without link header is; with one, its own type counts.
  */
-static __noinline int parse_packet(struct ptrace_event *record)
+static __noinline __attribute__((unused)) int parse_packet(struct ptrace_event *record)
 {
 	__u32 protocol = record->protocol;
 	bool transport = false;

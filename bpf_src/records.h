@@ -153,4 +153,47 @@ struct ptrace_counters {
 	__u64 untracked;  /* kept, but the tracking table was full: packet_id is 0 */
 };
 
+/* What a counter keeps its rows by: members of ptrace_count_key up to those that are needed. */
+enum ptrace_count_by {
+	PTRACE_COUNT_BY_NETNS = 1,
+	PTRACE_COUNT_BY_DROP_REASON = 2,
+	PTRACE_COUNT_BY_PROTOCOL = 3,
+	PTRACE_COUNT_BY_PORT = 4,
+	PTRACE_COUNT_BY_ADDRESS = 5,
+	PTRACE_COUNT_BY_FLOW = 6,
+};
+
+/* What a row's key holds beside the protocols. */
+enum ptrace_count_flags {
+	PTRACE_COUNT_ADDRESSES = 1 << 0,
+	PTRACE_COUNT_PORTS = 1 << 1,
+};
+
+/* The key of a row. Its map takes only the first bytes, as many as its kind has; one port or address is the source's. */
+struct ptrace_count_key {
+	__u32 number;	   /* inode of the namespace, or drop reason */
+	__u16 protocol;	   /* EtherType, host order; 0: not part of the key, or unknown */
+	__u8 l4_protocol;  /* IPPROTO_* */
+	__u8 flags;	   /* enum ptrace_count_flags */
+	__u16 source_port; /* host order */
+	__u16 destination_port;
+	__u8 source[16]; /* IPv4 is v4-mapped */
+	__u8 destination[16];
+};
+
+/* A row's value, one per CPU. */
+struct ptrace_count {
+	__u64 packets;
+	__u64 bytes; /* from the first header on */
+};
+
+/* Of all rows of a counter, one per CPU. added = what is in rows + what was in rows that had to make room. */
+struct ptrace_count_totals {
+	__u64 packets;	/* passed every filter */
+	__u64 bytes;	/* theirs */
+	__u64 added;	/* to rows: a packet counts at both its ports or addresses */
+	__u64 inserted; /* rows begun, those included that had to make room for others */
+	__u64 failed;	/* to be added to a row */
+};
+
 #endif

@@ -169,7 +169,10 @@ struct net___atomic_cookie {
 	atomic64_t net_cookie;
 };
 
+#define IFF_LOOPBACK (1 << 3)
+
 struct net_device {
+	unsigned int flags;
 	unsigned int mtu;
 	int ifindex;
 	possible_net_t nd_net;

@@ -24,6 +24,11 @@ ROOT = Path(__file__).parents[2]
 
 # The programs of each object: section -> names. A new one is added here, so one that vanishes is noticed.
 PROGRAMS = {
+    "count": {
+        "tp_btf/netif_receive_skb": {"count_received"},
+        "tp_btf/net_dev_start_xmit": {"count_sent"},
+        "tp_btf/kfree_skb": {"count_dropped"},
+    },
     "memory": {"raw_tp": {"read_word"}},
     "netfilter": {"netfilter": {"netfilter_hook"}},
     "tc": {"tc": {"tc_ingress", "tc_egress"}},
@@ -134,12 +139,20 @@ def test_sources_read_no_header_of_the_host(name: str) -> None:
 
 # --- layout ---------------------------------------------------------------------------------------
 
-RECORDS = {"ptrace_event": "EVENT", "ptrace_counters": "COUNTERS"}
+RECORDS = {
+    "ptrace_event": "EVENT",
+    "ptrace_counters": "COUNTERS",
+    "ptrace_count": "COUNT",
+    "ptrace_count_key": "COUNT_KEY",
+    "ptrace_count_totals": "COUNT_TOTALS",
+}
 ENUMS = {
     "PTRACE_HOOK_": layout.Hook,
     "PTRACE_PROBE_": layout.ProbeId,
     "PTRACE_DIRECTION_": layout.Direction,
     "PTRACE_EVENT_": layout.EventFlags,
+    "PTRACE_COUNT_BY_": layout.CountBy,
+    "PTRACE_COUNT_": layout.CountFlags,
 }
 
 
