@@ -91,6 +91,38 @@ def capture(
         str | None,
         typer.Option("--mark", metavar="N[/MASK]", help="Only packets with this mark, as 1 or 0x10/0xff."),
     ] = None,
+    pid: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--pid", metavar="PID", min=1, help="Only while this process or thread runs. Repeatable."
+        ),
+    ] = None,
+    comm: Annotated[
+        list[str] | None,
+        typer.Option("--comm", metavar="NAME", help="Only while a task of this name runs. Repeatable."),
+    ] = None,
+    cgroup: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cgroup", metavar="PATH|ID", help="Only of this cgroup and those below it. Repeatable."
+        ),
+    ] = None,
+    length: Annotated[
+        str | None, typer.Option("--length", metavar="MIN..MAX", help="Only packets of so many bytes.")
+    ] = None,
+    drop_reason: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--drop-reason",
+            metavar="NAME",
+            autocompletion=complete.drop_reasons,
+            help="Only drops for this reason, as NETFILTER_DROP. Repeatable.",
+        ),
+    ] = None,
+    addresses: Annotated[
+        str | None,
+        typer.Option("--addresses", metavar="FILE", help="Only to or from these prefixes, one a line."),
+    ] = None,
     probe: Annotated[
         list[str] | None,
         typer.Option(
@@ -222,6 +254,14 @@ def capture(
     from packet_tracer.capture import Tracer
     from packet_tracer.cli.capturing import Capture, Limits
 
+    beside = filtering.predicates(
+        pids=pid or (),
+        comms=comm or (),
+        cgroups=cgroup or (),
+        length=values.length_range(length) if length is not None else None,
+        drop_reasons=drop_reason or (),
+        addresses=addresses,
+    )
     tracer = Tracer(
         interface=interface,
         netns=netns,
@@ -229,6 +269,7 @@ def capture(
         probes=probe or (),
         profile=profile,
         filter=compiled,
+        predicates=beside,
         functions=("*",) if all_functions else functions or (),
         exclude=exclude or (),
         backend=backend.value if backend else None,

@@ -25,6 +25,14 @@ def probes(incomplete: str) -> list[str]:
     return [probe.name for probe in PROBES if probe.name.startswith(incomplete)]
 
 
+def drop_reasons(incomplete: str) -> list[str]:
+    """Return this kernel's drop reasons that begin so."""
+    from packet_tracer.events import DropReasons
+
+    names = DropReasons.of_this_kernel().names.values()
+    return sorted(name for name in names if name.startswith(incomplete.upper()))
+
+
 def profiles(incomplete: str) -> list[str]:
     """Return the profiles that begin so."""
     from packet_tracer.probes.catalogue import PROFILES

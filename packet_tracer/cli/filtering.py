@@ -11,6 +11,7 @@ from packet_tracer.errors import UsageError
 
 if TYPE_CHECKING:
     from packet_tracer.filter import Filter
+    from packet_tracer.filter.predicates import Predicates
 
 
 def expression_of(words: Sequence[str], file: str | None) -> str:
@@ -32,6 +33,51 @@ def compiled(expression: str, inner: str | None, tunnel: Sequence[str]) -> Filte
     from packet_tracer import filter as filters
 
     return filters.compile(expression, inner=inner, tunnel=tunnel)
+
+
+def predicates(
+    *,
+    pids: Sequence[int] = (),
+    comms: Sequence[str] = (),
+    cgroups: Sequence[str] = (),
+    length: tuple[int, int] | None = None,
+    drop_reasons: Sequence[str] = (),
+    addresses: str | None = None,
+) -> Predicates | None:
+    """Return the filters beside the expression, None for none. Raises UsageError for what does not exist."""
+    if not (pids or comms or cgroups or length or drop_reasons or addresses):
+        return None
+    from packet_tracer.filter.addresses import AddressSet
+    from packet_tracer.filter.predicates import Predicates, cgroup_id
+
+    return Predicates(
+        pids=tuple(pids),
+        comms=tuple(comms),
+        cgroups=tuple(cgroup_id(path) for path in cgroups),
+        length=length,
+        drop_reasons=_numbers(drop_reasons),
+        addresses=AddressSet.read(addresses) if addresses else None,
+    )
+
+
+def _numbers(names: Sequence[str]) -> tuple[int, ...]:
+    """Return drop reasons by number. Raises UsageError for one that this kernel does not have."""
+    if not names:
+        return ()
+    import difflib
+
+    from packet_tracer.events import DropReasons
+
+    reasons = DropReasons.of_this_kernel()
+    found = []
+    for name in names:
+        try:
+            found.append(reasons.number(name))
+        except KeyError:
+            near = difflib.get_close_matches(name.upper(), reasons.names.values(), n=3)
+            hint = f" (is {' or '.join(near)} meant?)" if near else ""
+            raise UsageError(f"this kernel has no drop reason {name!r}{hint}") from None
+    return tuple(found)
 
 
 def dump(filter_: Filter | None, level: int) -> str:

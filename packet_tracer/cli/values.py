@@ -8,7 +8,7 @@ import typer
 
 _SECONDS = {"": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"": 0, "K": 10, "M": 20, "G": 30}
-_LARGEST_MARK = 0xFFFFFFFF
+_LARGEST_MARK = _LARGEST_LENGTH = 0xFFFFFFFF
 
 
 def duration(text: str) -> float:
@@ -31,6 +31,17 @@ def size(text: str) -> int:
     if not 0 < count <= 1 << 40:
         raise typer.BadParameter(f"{text!r} is not a size that can be had")
     return count
+
+
+def length_range(text: str) -> tuple[int, int]:
+    """Return least and greatest length in bytes: ``64..128``, ``..128``, ``1500..``, or one number."""
+    found = re.fullmatch(r"(\d*)\.\.(\d*)|(\d+)", text.strip(), re.ASCII)
+    if not found or text.strip() == "..":
+        raise typer.BadParameter(f"{text!r} is not a range of lengths like 64..128, 1500.. or ..64")
+    least, greatest = int(found[3] or found[1] or 0), int(found[3] or found[2] or _LARGEST_LENGTH)
+    if not least <= greatest <= _LARGEST_LENGTH:
+        raise typer.BadParameter(f"no packet has a length of {text}")
+    return least, greatest
 
 
 def mark(text: str) -> tuple[int, int]:

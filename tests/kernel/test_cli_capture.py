@@ -143,6 +143,30 @@ def test_only_packets_that_match_the_expression(network: lab.Lab, tmp_path: Path
     assert running.events[1]["destination_port"] == 53
 
 
+def test_only_what_all_filters_beside_the_expression_let_pass(network: lab.Lab, tmp_path: Path) -> None:
+    path = tmp_path / "prefixes"
+    path.write_text("# the lab's IPv4 networks\n192.0.2.0/24\n198.51.100.0/24\n")
+    arguments = (
+        "--netns",
+        network.router.name,
+        "--probe",
+        "kfree_skb",
+        "--format",
+        "json",
+        "--pid",
+        str(os.getpid()),
+    )
+    more = ("--drop-reason", "netfilter_drop", "--addresses", str(path), "--length", "..100")
+    with capturing(tmp_path, *arguments, *more) as running:
+        lab.dropped(network.route, version=6)
+        lab.dropped(network.route)
+        lab.dropped(network.route, protocol="tcp")
+        until(lambda: len(running.events) >= 2, running.said)
+        assert running.end() == 0
+    assert [event["l4_protocol_name"] for event in running.events] == ["udp", "tcp"]
+    assert {event["source"] for event in running.events} == {"192.0.2.2"}
+
+
 def test_two_at_once(network: lab.Lab, tmp_path: Path) -> None:
     arguments = ("--netns", network.client.name, "--probe", "net_dev_queue", "--format", "json")
     with capturing(tmp_path / "one", *arguments) as one, capturing(tmp_path / "two", *arguments) as two:

@@ -64,6 +64,26 @@ def test_not_a_mark(text: str) -> None:
         values.mark(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("64..128", (64, 128)),
+        ("..128", (0, 128)),
+        ("1500..", (1500, 0xFFFFFFFF)),
+        ("98", (98, 98)),
+        ("0..0", (0, 0)),
+    ],
+)
+def test_length_range(text: str, expected: tuple[int, int]) -> None:
+    assert values.length_range(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "..", "9..1", "-1..5", "a..b", "1...5", "1..99999999999"])
+def test_not_a_length_range(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        values.length_range(text)
+
+
 @given(st.text(max_size=12))
 def test_any_text_is_taken_or_refused_in_one_way(text: str) -> None:
     for parse in (values.duration, values.size, values.mark):
