@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packet_tracer.bpf.maps.codecs import (
-    Array,
+    ArrayOf,
     Bytes,
     Codec,
     CStructure,
@@ -102,7 +102,7 @@ def codec_and_values(draw: st.DrawFn) -> tuple[Codec[Any], list[Any]]:
         codec = PrefixCodec(6)
         values = st.builds(Prefix, st.integers(0, 48), st.binary(min_size=6, max_size=6))
     elif choice == 9:
-        codec = Array(Int(2, signed=True), 3)
+        codec = ArrayOf(Int(2, signed=True), 3)
         values = st.tuples(*[in_range(Int(2, signed=True))] * 3)
     else:
         codec = dataclass_codec(FlowKey)
@@ -328,8 +328,8 @@ def test_the_refusals_of_scalars() -> None:
         (ipv4, IPv6Address("::1")),
         (ipv4_prefix, "300.0.0.0/8"),
         (PrefixCodec(2), Prefix(17, b"ab")),
-        (Array(u8, 2), (1,)),
-        (Array(u8, 2), (1, 256)),
+        (ArrayOf(u8, 2), (1,)),
+        (ArrayOf(u8, 2), (1, 256)),
         (StructFormat("=H"), (1, 2)),
         (i32, "1"),
         (Float(4), 1e300),
