@@ -109,6 +109,8 @@ PROBES: tuple[Probe, ...] = (
 #: Named choices of probes, for ``--profile``.
 PROFILES: Mapping[str, tuple[str, ...]] = {
     "default": ("netif_receive_skb", "net_dev_queue", "net_dev_start_xmit", "kfree_skb", "consume_skb"),
+    # and functions, see packet_tracer.probes.stages
+    "path": ("netif_receive_skb", "net_dev_queue", "net_dev_start_xmit", "kfree_skb", "consume_skb"),
     "drops": ("kfree_skb",),
     "device": (
         "napi_gro_receive_entry",
