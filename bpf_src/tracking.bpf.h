@@ -27,6 +27,11 @@ struct tracked {
 	__u64 content; /* what does not change on the way: see content_of() */
 	__u32 netns_inode;
 	__u32 ifindex;
+	/* Where it was first seen: a packet does not come by there again. */
+	__u32 birth_netns;
+	__u32 birth_ifindex;
+	__u32 birth_probe;
+	__u8 ttl;
 };
 
 /* By skb->head. LRU: when it is full the packet longest unseen is forgotten. */
@@ -70,17 +75,33 @@ static __always_inline __u64 new_packet_id(__u64 timestamp_ns)
 	return id;
 }
 
-/* Folds what names a packet and survives NAT and routing: identification, transport protocol, sequence numbers. */
+/* Set in what content_of() returns: the bytes were parsed; they name the packet beyond doubt. */
+#define CONTENT_KNOWN 1
+#define CONTENT_UNIQUE 2
+
+/*
+ * Folds what names a packet and survives routing, and NAT as far as can be: identification, transport protocol, sequence
+ * numbers; without such numbers the ports.
+ */
 static __always_inline __u64 content_of(const struct ptrace_event *record)
 {
-	__u64 content = (__u64)record->ip_id << 32 | record->l4_protocol;
+	__u64 content =
+		(__u64)record->ip_id << 32 ^ (__u64)record->protocol << 48 ^ (__u64)record->l4_protocol << 8;
+	bool unique = record->ip_id;
 
 	if (!(record->flags & (PTRACE_EVENT_IP | PTRACE_EVENT_ARP)))
 		return 0;
-	content ^= (__u64)record->tcp_sequence << 8 ^ (__u64)record->tcp_acknowledgement << 24;
-	content ^= (__u64)record->icmp_id << 16 | (__u64)record->icmp_sequence << 40;
-	content ^= (__u64)record->protocol << 48;
-	return content | 1;
+	if (record->flags & PTRACE_EVENT_TCP) {
+		content ^= (__u64)record->tcp_sequence << 20 ^ (__u64)record->tcp_acknowledgement << 7;
+		unique = true;
+	} else if (record->icmp_sequence) {
+		content ^= (__u64)record->icmp_id << 16 ^ (__u64)record->icmp_sequence << 36 ^
+			   record->icmp_type << 24;
+		unique = true;
+	} else {
+		content ^= (__u64)record->source_port << 16 ^ (__u64)record->destination_port << 37;
+	}
+	return (content & ~3ULL) | CONTENT_KNOWN | (unique ? CONTENT_UNIQUE : 0);
 }
 
 static __always_inline struct tracked *find_tracked(__u64 head)
@@ -106,6 +127,26 @@ static __always_inline bool is_followed(unsigned char *head)
 }
 
 /*
+ * The buffer an skb had when its packet was first seen, by the skb's address: a head that was expanded (as forwarding does to
+ * what TCP sent) is found again by it. Not needed where the expansion itself is seen.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, TRACKED_PACKETS / 4);
+	__type(key, __u64);
+	__type(value, __u64);
+} buffers SEC(".maps");
+
+/* Whether a packet is again where it was first seen, or has a larger TTL than before: then it is a new one. */
+static __always_inline bool is_reborn(const struct tracked *known, const struct ptrace_event *record)
+{
+	if (record->ttl > known->ttl && known->ttl)
+		return true;
+	return record->probe_id == known->birth_probe && record->ifindex == known->birth_ifindex &&
+	       record->netns_inode == known->birth_netns;
+}
+
+/*
  * Whether the buffer still holds the packet it is known for. Bytes that can't be parsed tell nothing against it. A driver's
  * XDP buffer dies without a function that could be watched, so there the content always counts.
  */
@@ -114,7 +155,70 @@ static __always_inline bool same_packet(const struct tracked *known, const struc
 {
 	if (config_exact_identity && record->hook != PTRACE_HOOK_XDP)
 		return true;
-	return !content || !known->content || known->content == content;
+	if (!content || !known->content)
+		return true;
+	return known->content == content && !is_reborn(known, record);
+}
+
+/* Returns the packet that an skb with a new buffer had in its old one, if it surely is the same, and puts it down anew. */
+static __always_inline struct tracked *find_moved(const struct ptrace_event *record, __u64 content)
+{
+	__u64 skb = record->skb_address, head = record->head_address;
+	struct tracked *known;
+	__u64 *before;
+
+	if (config_exact_identity || record->hook == PTRACE_HOOK_XDP || !(content & CONTENT_UNIQUE))
+		return 0;
+	before = bpf_map_lookup_elem(&buffers, &skb);
+	if (!before)
+		return 0;
+	known = find_tracked(*before);
+	if (!known || known->content != content || known->netns_inode != record->netns_inode ||
+	    is_reborn(known, record))
+		return 0;
+	if (bpf_map_update_elem(&packets, &head, known, BPF_ANY))
+		return 0;
+	bpf_map_update_elem(&buffers, &skb, &head, BPF_ANY);
+	count_tracking(1, 0);
+	return find_tracked(head);
+}
+
+static __always_inline void take_identity(struct ptrace_event *record, struct tracked *known, __u64 content)
+{
+	record->packet_id = known->id;
+	record->parent_id = known->parent_id;
+	if (content)
+		known->content = content;
+	if (record->ttl)
+		known->ttl = record->ttl;
+	if (record->netns_inode)
+		known->netns_inode = record->netns_inode;
+	if (record->ifindex)
+		known->ifindex = record->ifindex;
+}
+
+/* Gives the record a new packet id. */
+static __always_inline void give_birth(struct ptrace_event *record, __u64 content)
+{
+	__u64 head = record->head_address, skb = record->skb_address;
+	struct tracked born = {
+		.id = new_packet_id(record->timestamp_ns),
+		.content = content,
+		.netns_inode = record->netns_inode,
+		.ifindex = record->ifindex,
+		.birth_netns = record->netns_inode,
+		.birth_ifindex = record->ifindex,
+		.birth_probe = record->probe_id,
+		.ttl = record->ttl,
+	};
+
+	if (bpf_map_update_elem(&packets, &head, &born, BPF_ANY))
+		return;
+	if (!config_exact_identity)
+		bpf_map_update_elem(&buffers, &skb, &head, BPF_ANY);
+	count_tracking(1, 0);
+	record->packet_id = born.id;
+	record->flags |= PTRACE_EVENT_FIRST_SIGHT;
 }
 
 /*
@@ -124,36 +228,22 @@ static __always_inline bool same_packet(const struct tracked *known, const struc
 static __always_inline bool identify(struct ptrace_event *record)
 {
 	__u64 head = record->head_address, content = content_of(record);
-	struct tracked *known = find_tracked(head), born;
+	struct tracked *known = find_tracked(head);
 
-	if (known && same_packet(known, record, content)) {
-		record->packet_id = known->id;
-		record->parent_id = known->parent_id;
-		if (content)
-			known->content = content;
-		if (record->netns_inode)
-			known->netns_inode = record->netns_inode;
-		if (record->ifindex)
-			known->ifindex = record->ifindex;
-		return true;
+	if (known && !same_packet(known, record, content)) {
+		count_tracking(0, 1); /* it ended unseen */
+		if (record->flags & PTRACE_EVENT_FOLLOWED) {
+			bpf_map_delete_elem(&packets, &head);
+			return false;
+		}
+		known = 0;
 	}
+	if (!known)
+		known = find_moved(record, content);
 	if (known)
-		count_tracking(0, 1);
-	if (record->flags & PTRACE_EVENT_FOLLOWED) {
-		bpf_map_delete_elem(&packets, &head);
-		return false;
-	}
-	born = (struct tracked){
-		.id = new_packet_id(record->timestamp_ns),
-		.content = content,
-		.netns_inode = record->netns_inode,
-		.ifindex = record->ifindex,
-	};
-	if (bpf_map_update_elem(&packets, &head, &born, BPF_ANY))
-		return true;
-	count_tracking(1, 0);
-	record->packet_id = born.id;
-	record->flags |= PTRACE_EVENT_FIRST_SIGHT;
+		take_identity(record, known, content);
+	else
+		give_birth(record, content);
 	return true;
 }
 
