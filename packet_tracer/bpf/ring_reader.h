@@ -167,9 +167,17 @@ static int ptrace_rings_announce(struct ptrace_rings *rings, __u64 delay_ns)
 static int ptrace_rings_wait(struct ptrace_rings *rings, int timeout_ms)
 {
 	struct epoll_event events[64];
-	int ready = epoll_wait(rings->epoll_fd, events, 64, timeout_ms);
+	int ready = epoll_wait(rings->epoll_fd, events, 64, timeout_ms), i;
+	__u64 expired;
 
-	return ready < 0 ? -errno : ready;
+	if (ready < 0)
+		return -errno;
+	for (i = 0; i < ready; i++) {
+		/* The kernel starts a periodic timer's next round only when this one is read (timerfd_read()). */
+		if (events[i].data.u32 == rings->count && read(rings->timer_fd, &expired, sizeof(expired)) < 0)
+			continue; /* somebody set it anew in the meantime */
+	}
+	return ready;
 }
 
 static int ptrace_rings_pending(const struct ptrace_rings *rings)
