@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import replace
 from types import TracebackType
 
 from packet_tracer import netns as namespaces
+from packet_tracer.bpf.maps.stacks import StackTrace
 from packet_tracer.bpf.ring import RingBuffer
 from packet_tracer.errors import UsageError
 from packet_tracer.events import Context, Event, EventBatch
 from packet_tracer.filter import Filter
 from packet_tracer.filter import compile as compile_filter
 from packet_tracer.filter.predicates import Predicates
-from packet_tracer.netns import Netns
 from packet_tracer.probes.catalogue import Probe, probe_names, select
 from packet_tracer.probes.function_probes import Backend, FunctionProbe, number
-from packet_tracer.probes.functions import FunctionTable
 from packet_tracer.probes.session import ProbeSession
-from packet_tracer.probes.setup import AttachPoint, Counters, KernelSetup, clock_offset_ns
+from packet_tracer.probes.scope import Scope, texts
+from packet_tracer.probes.setup import Counters, KernelSetup, clock_offset_ns
+from packet_tracer.probes.stages import choose
 
 #: Longest wait for records before a stop, a signal or a deadline is looked for, in seconds.
 _SLICE = 0.1
@@ -34,12 +34,6 @@ DEFAULT_SNAPLEN = 96
 #: Some 70,000 events without captured bytes. The reader maps rings twice, so a process seems to have twice
 #: as much.
 DEFAULT_RING_BYTES = 16 << 20
-
-
-def _texts(value: str | Iterable[str] | None) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)
 
 
 class Tracer:
@@ -52,7 +46,7 @@ class Tracer:
       the caller's).
     - ``mark``: the value of ``skb->mark``, or ``(value, mask)``.
     - ``probes``: globs over the names that ``ptrace probes`` lists; ``profile``: a named choice (default:
-      ``"default"``).
+      ``"default"``). ``"path"`` is the whole way: tracepoints and some 60 functions, each with its stage.
     - ``filter``: a pcap-filter(7) expression, decided in the kernel: ``"tcp port 443"``.
     - ``predicates``: filters beside it: processes, cgroups, length, drop reasons, sets of addresses. (Its
       namespaces, interfaces and mark are the arguments of these names.)
@@ -90,29 +84,20 @@ class Tracer:
         ring_bytes: int = DEFAULT_RING_BYTES,
         count_rejected: bool = False,
     ) -> None:
-        self.functions = _functions(_texts(functions), _texts(exclude))
-        chosen = _texts(probes)
+        self.functions = number(choose(texts(functions), texts(exclude), path=profile == "path"))
+        chosen = texts(probes)
         self.probes: tuple[Probe, ...] = (
             () if self.functions and not chosen and profile is None else select(chosen, profile)
         )
-        names = tuple(name for name in _texts(interface) if name != "any")
-        self._namespaces = _resolve(_texts(netns), bool(names))
-        self._points = _points(names, self._namespaces or (namespaces.current(),))
+        scope = Scope.resolve(netns, interface)
         for probe in self.probes:
-            if probe.needs_interface and not self._points:
+            if probe.needs_interface and not scope.points:
                 raise UsageError(f"probe {probe.name} is attached to an interface: name one with -i")
-        value, mask = mark if isinstance(mark, tuple) else (mark or 0, 0xFFFFFFFF if mark is not None else 0)
-        self._predicates = replace(
-            predicates or Predicates(),
-            netns=tuple(sorted({found.inode for found in self._namespaces})),
-            interfaces=tuple((point.netns.inode, point.ifindex) for point in self._points),
-            mark=value,
-            mark_mask=mask,
-        )
+        self._predicates = scope.predicates(predicates, mark)
         self._setup = KernelSetup(
             probes=self.probes,
-            points=self._points,
-            netns=self._namespaces or (namespaces.current(),),
+            points=scope.points,
+            netns=scope.namespaces or (namespaces.current(),),
             snaplen=snaplen,
             ring_bytes=ring_bytes,
             count_rejected=count_rejected,
@@ -280,36 +265,21 @@ class Tracer:
         """Functions that were chosen but can't be traced here, with the reason of each."""
         return self._session.skipped if self._session is not None else {}
 
+    def stack(self, stack_id: int) -> tuple[str, ...]:
+        """Return the kernel stack of an event's ``stack_id``, innermost first: ``"ip_rcv+0x5"``, or the bare
+        address where the kernel hides its symbols.
+
+        Readable from the start until the tracer is closed; ValueError outside of it, KeyError for an id that
+        there is not.
+        """
+        if self._session is None:
+            raise ValueError("stacks are read while the tracer is started")
+        stacks = self._session.maps["stacks"]
+        assert isinstance(stacks, StackTrace)
+        name = self.context.symbols.name
+        return tuple(frame.symbol or f"{frame.address:#x}" for frame in stacks.frames(stack_id, name))
+
     def _reader(self) -> RingBuffer:
         if self._ring is None:
             raise ValueError("the tracer is not started")
         return self._ring
-
-
-def _functions(patterns: tuple[str, ...], exclude: tuple[str, ...]) -> tuple[FunctionProbe, ...]:
-    if not patterns:
-        return ()
-    return number(FunctionTable.read().select(patterns, exclude))
-
-
-def _resolve(names: tuple[str, ...], have_interface: bool) -> tuple[Netns, ...]:
-    """Return the namespaces to look at, () for all."""
-    if not names:
-        return (namespaces.current(),) if have_interface else ()
-    found = [namespaces.resolve(name) for name in names]
-    return () if None in found else tuple(netns for netns in found if netns is not None)
-
-
-def _points(names: tuple[str, ...], where: tuple[Netns, ...]) -> tuple[AttachPoint, ...]:
-    """Return each interface in each of the namespaces that has it; UsageError if one is in none."""
-    points = []
-    for name in names:
-        there = []
-        for netns in where:
-            for ifindex, known in namespaces.interfaces(netns).items():
-                if known == name:
-                    there.append(AttachPoint(netns, ifindex, name))
-        if not there:
-            namespaces.interface_index(name, where[0])  # raises, listing what there is
-        points.extend(there)
-    return tuple(points)

@@ -90,7 +90,10 @@ class Capture:
                 self._take(batch)
                 if self._full:
                     return
-            if self._stopped:  # and what was left in the rings has been taken
+            if self._stopped:
+                # A signal may have come after the last look: the rings then still hold something.
+                for batch in tracer.batches():
+                    self._take(batch)
                 return
             if deadline is not None and time.monotonic() >= deadline:
                 self._stop()
