@@ -21,9 +21,9 @@ from packet_tracer.filter import Filter
 from packet_tracer.filter import compile as compile_filter
 from packet_tracer.filter.predicates import Predicates
 from packet_tracer.probes.catalogue import Probe, probe_names, select
-from packet_tracer.probes.function_probes import Backend, FunctionProbe, number
-from packet_tracer.probes.session import ProbeSession
+from packet_tracer.probes.function_probes import Backend, number
 from packet_tracer.probes.scope import Scope, texts
+from packet_tracer.probes.session import ProbeSession
 from packet_tracer.probes.setup import Counters, KernelSetup, clock_offset_ns
 from packet_tracer.probes.stages import choose
 
