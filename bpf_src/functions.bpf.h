@@ -35,7 +35,7 @@ static __always_inline int trace_function(void *ctx, struct sk_buff *skb, struct
 		return 0;
 	view_metadata(&view, skb, valid_device(READ(skb, dev)));
 	remember_namespace(&view, facts);
-	if (!passes_metadata(&view)) {
+	if (!passes_metadata(&view) || is_message(skb)) {
 		count_rejected(facts->probe_id);
 		return 0;
 	}
@@ -60,7 +60,7 @@ static __always_inline int remember_function(struct sk_buff *skb, __u32 probe_id
 		return 0;
 	view_metadata(&view, skb, valid_device(READ(skb, dev)));
 	remember_namespace(&view, &facts);
-	if (!passes_metadata(&view))
+	if (!passes_metadata(&view) || is_message(skb))
 		return 0;
 	view_bytes(&view, POSITION_BY_SKB);
 	if (passes_filter(&view, &facts))

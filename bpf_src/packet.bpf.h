@@ -61,6 +61,15 @@ static __always_inline struct net_device *valid_device(struct net_device *dev)
 	return dev;
 }
 
+/* Unix and netlink sockets keep their messages in skbs too: no packets. */
+static __always_inline bool is_message(struct sk_buff *skb)
+{
+	struct sock *sk = READ(skb, sk);
+	__u16 family = sk ? READ(sk, __sk_common.skc_family) : 0;
+
+	return family == AF_UNIX || family == AF_NETLINK;
+}
+
 /* The cheap half: what the metadata filters need. */
 static __always_inline void view_metadata(struct packet_view *view, struct sk_buff *skb, struct net_device *dev)
 {

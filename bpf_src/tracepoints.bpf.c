@@ -109,7 +109,7 @@ static __always_inline int trace_end(void *ctx, struct sk_buff *skb, struct fact
 	view_metadata(&view, skb, valid_device(skb->dev));
 	remember_namespace(&view, facts);
 	if (emitting(facts->probe_id)) {
-		if (passes_metadata(&view)) {
+		if (passes_metadata(&view) && !is_message(skb)) {
 			view_bytes(&view, POSITION_BY_SKB);
 			if (passes_filter(&view, facts)) {
 				take_stack(ctx, facts);

@@ -76,6 +76,7 @@ enum {
 enum xdp_action { XDP_ABORTED = 0, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT };
 enum { TCX_NEXT = -1, TC_ACT_UNSPEC = -1 };
 enum { NF_DROP = 0, NF_ACCEPT = 1 };
+enum { AF_UNIX = 1, AF_NETLINK = 16 };
 enum { TCP_TIME_WAIT = 6, TCP_NEW_SYN_RECV = 12 };
 enum { NFPROTO_IPV4 = 2, NFPROTO_IPV6 = 10 };
 
@@ -206,6 +207,7 @@ struct sock_cgroup_data___val {
 };
 
 struct sock_common {
+	unsigned short skc_family;
 	unsigned char skc_state;
 	possible_net_t skc_net;
 };
