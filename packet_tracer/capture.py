@@ -138,6 +138,11 @@ class Tracer:
         """
         self._stopped = True
 
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._stopped
+
     def close(self) -> None:
         """Detach, and give back all memory. Counters stay readable. Called by ``with``."""
         session, self._session = self._session, None
