@@ -68,7 +68,7 @@ class Capture:
         """Capture. The totals are told, and written to every file, whatever ends it."""
         with self._signals():
             try:
-                with _privileges_explained(), self._tracer:
+                with privileges_explained(), self._tracer:
                     self._announce()
                     for output in self._outputs:
                         output.begin(self._tracer, self._snaplen)
@@ -183,7 +183,7 @@ class Capture:
 
 
 @contextmanager
-def _privileges_explained() -> Iterator[None]:
+def privileges_explained() -> Iterator[None]:
     """Say all that is lacking, instead of what the first refused call lacked."""
     try:
         yield
