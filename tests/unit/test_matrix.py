@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.matrix import guest, kernels, run
+from tests.matrix.docs import render
 from tests.matrix.errors import UnknownKernel
 from tests.matrix.requirements import CAPABILITIES, REQUIREMENTS, required
 from tests.matrix.suite import Result
@@ -104,3 +105,18 @@ def test_a_run_without_tests_is_not_a_success() -> None:
     assert not Result("sid", "7.2", passed=1, failed=1).ok
     assert not Result("sid", "7.2", passed=1, problem="timed out").ok
     assert Result("sid", "7.2", passed=1, skipped=1).ok
+
+
+def test_page_of_kernels() -> None:
+    old = Result("bullseye", "5.10.0", capabilities={"btf": "", "tcx": "too old"}, facts={"functions": 7})
+    new = Result("sid", "7.2", capabilities={"btf": "", "tcx": ""})
+    page = render([old, new])
+    assert "|  | bullseye | sid |\n" in page
+    assert "| functions | 7 |  |\n" in page
+    assert "types | **yes** | **yes** |\n" in page
+    assert "| `tcx`: traffic control links | no | **yes** |\n" in page
+    assert (
+        "| `kprobe`: function entry and return by breakpoint or ftrace | **not tried** | **not tried** |"
+        in page
+    )
+    assert page.endswith("- `tcx`: too old (bullseye)\n")
