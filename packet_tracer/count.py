@@ -90,8 +90,8 @@ class Snapshot:
 class Counter:
     """Counts packets in the kernel between ``with`` and its end, without an event for any of them.
 
-    - ``by``: what makes a row: ``protocol``, ``port``, ``address`` (a packet counts at both its ends, once
-      where they are the same), ``flow`` (addresses and ports in this direction), ``netns``, or ``drop-reason``.
+    - ``by``: what makes a row: ``protocol``; ``port`` or ``address`` (a packet counts at both its ends, once
+      where they are the same); ``flow`` (addresses and ports, in this direction); ``netns``; ``drop-reason``.
     - ``direction``: packets that come ``in`` at a device, go ``out``, or ``both``, as tcpdump sees them: one
       that is forwarded counts at both devices, one on a loopback device only when it comes in. By drop
       reason it is the drops that are counted.

@@ -21,6 +21,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "capture": Entry("capture", "capture", "Trace packets, one line an event."),
+    "count": Entry("count", "count", "Count packets in the kernel, by what they are."),
     "demo": Entry("demo", "demo", "See it work, in a small network of its own."),
     "doctor": Entry("doctor", "doctor", "Tell what this host allows, and why not."),
     "maps": Entry("maps", "app", "Look at the BPF maps of this host, and change them."),
