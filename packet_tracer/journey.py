@@ -90,10 +90,10 @@ class Hop:
 class Journey:
     """What was seen of one packet. Clones and copies have the packet's id, so theirs is among it.
 
-    ``number`` counts packets from 1 in the order of their first events; a packet seen again after its journey
-    was given out keeps its number and is ``resumed``. ``parent_id`` is the packet it was ``made`` from, or, if
-    it ``merged``, became part of (0: none); ``parent`` is its number, where it was seen. ``children`` are the
-    numbers of packets that name this one as parent. ``records`` are in order of time.
+    ``number`` counts packets from 1 in the order of their first events; a packet seen again after its
+    journey was given out keeps its number and is ``resumed``. ``parent_id`` is the packet it was ``made``
+    from, or, if it ``merged``, became part of (0: none); ``parent`` is its number, where it was seen.
+    ``children`` are the numbers of packets that name this one as parent. ``records`` are in order of time.
     """
 
     number: int
