@@ -39,7 +39,7 @@ int function_remember(void *ctx)
 SEC("fexit")
 int function_return(void *ctx)
 {
-	return trace_return(CONTEXT_VALUE(ctx, ARGUMENT_OFFSET), COOKIE_PROBE(function_cookie()),
+	return trace_return(CONTEXT_VALUE(ctx, ARGUMENT_OFFSET), function_cookie(),
 			    CONTEXT_VALUE(ctx, RETURN_OFFSET));
 }
 

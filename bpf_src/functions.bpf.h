@@ -11,13 +11,23 @@ enum argument_kind {
 	ARGUMENT_SKB_POINTER = 1,
 };
 
+/* What of the register a return value takes; packet_tracer/probes/trampolines.py: Returns. */
+enum return_kind {
+	RETURN_REGISTER = 0,
+	RETURN_INT = 1,
+	RETURN_UNSIGNED = 2,
+	RETURN_BYTE = 3,
+	RETURN_NOTHING = 4,
+};
+
 /*
- * What a probe knows of the function it is on: probe id in the lower 16 bits, then 8 bits with the argument's index and 8 with
- * its kind. An attach cookie in kprobe-multi, where one program serves all functions; a constant of each clone elsewhere.
+ * What a probe knows of the function it is on: probe id in the lower 16 bits, then 8 bits with the argument's index, 4 with
+ * its kind, and 4 with the kind of what is returned. An attach cookie in kprobe-multi, where one program serves all functions; a constant of each clone elsewhere.
  */
 #define COOKIE_PROBE(cookie) ((__u16)(cookie))
 #define COOKIE_ARGUMENT(cookie) ((__u8)((cookie) >> 16))
-#define COOKIE_KIND(cookie) ((__u8)((cookie) >> 24))
+#define COOKIE_KIND(cookie) ((__u8)((cookie) >> 24 & 0xf))
+#define COOKIE_RETURNS(cookie) ((__u8)((cookie) >> 28 & 0xf))
 
 /* A call's key. A thread calls once at a time with one skb; the idle threads of all CPUs have one number. */
 static __always_inline struct call_key function_call(__u64 skb, __u32 probe_id)
@@ -25,6 +35,21 @@ static __always_inline struct call_key function_call(__u64 skb, __u32 probe_id)
 	__u32 thread = bpf_get_current_pid_tgid();
 
 	return (struct call_key){skb, probe_id, thread ? thread : ~bpf_get_smp_processor_id()};
+}
+
+/* A sender's packet gets its protocol (skb->protocol) only when it is handed to IP's output, long after its header. */
+static __always_inline void guess_protocol(struct packet_view *view)
+{
+	__u8 version = 0;
+
+	if (view->protocol || view->link_header || view->start != view->data || view->start == view->linear_end ||
+	    view->start != READ(view->skb, network_header))
+		return;
+	bpf_probe_read_kernel(&version, sizeof(version), view->head + view->start);
+	if (version >> 4 == 4)
+		view->protocol = ETH_P_IP;
+	else if (version >> 4 == 6)
+		view->protocol = ETH_P_IPV6;
 }
 
 static __always_inline int trace_function(void *ctx, struct sk_buff *skb, struct facts *facts)
@@ -40,6 +65,7 @@ static __always_inline int trace_function(void *ctx, struct sk_buff *skb, struct
 		return 0;
 	}
 	view_bytes(&view, POSITION_BY_SKB);
+	guess_protocol(&view);
 	if (!passes_filter(&view, facts)) {
 		count_rejected(facts->probe_id);
 		return 0;
@@ -63,17 +89,35 @@ static __always_inline int remember_function(struct sk_buff *skb, __u32 probe_id
 	if (!passes_metadata(&view) || is_message(skb))
 		return 0;
 	view_bytes(&view, POSITION_BY_SKB);
+	guess_protocol(&view);
 	if (passes_filter(&view, &facts))
 		remember_call(&view, &facts, &key);
 	return 0;
 }
 
-/* `probe_id` is the entry's; the return has the next one. */
-static __always_inline int trace_return(__u64 skb, __u32 probe_id, __s64 value)
+/* The bits above a value are whatever the function left there. */
+static __always_inline __s64 returned(__u64 value, __u8 kind)
 {
-	struct call_key key = function_call(skb, probe_id);
-	struct facts facts = {
-		.hook = PTRACE_HOOK_FUNCTION_RETURN, .probe_id = probe_id + 1, .return_value = value};
+	switch (kind) {
+	case RETURN_INT:
+		return (__s32)value;
+	case RETURN_UNSIGNED:
+		return (__u32)value;
+	case RETURN_BYTE:
+		return (__u8)value;
+	case RETURN_NOTHING:
+		return 0;
+	}
+	return value;
+}
+
+/* The cookie is the entry's; the return has the next probe id. */
+static __always_inline int trace_return(__u64 skb, __u64 cookie, __u64 value)
+{
+	struct call_key key = function_call(skb, COOKIE_PROBE(cookie));
+	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION_RETURN,
+			      .probe_id = COOKIE_PROBE(cookie) + 1,
+			      .return_value = returned(value, COOKIE_RETURNS(cookie))};
 
 	emit_remembered(&key, &facts);
 	return 0;

@@ -65,6 +65,35 @@ int BPF_PROG(skb_release_data, struct sk_buff *skb)
 	return 0;
 }
 
+/*
+ * There, two clones may end on two CPUs at once and neither be taken for the last. So nothing is known of a buffer that has
+ * just been allocated, either.
+ */
+SEC("fexit/__alloc_skb")
+int BPF_PROG(alloc_skb, unsigned int size, __u32 priority, int flags, int node, struct sk_buff *skb)
+{
+	if (is_pointer(skb))
+		bury(head_of(skb));
+	return 0;
+}
+
+SEC("fexit/__netdev_alloc_skb")
+int BPF_PROG(netdev_alloc_skb, void *dev, unsigned int length, __u32 priority, struct sk_buff *skb)
+{
+	if (is_pointer(skb))
+		bury(head_of(skb));
+	return 0;
+}
+
+/* napi_alloc_skb() since 6e9b01909a81 (v6.9). */
+SEC("fexit/__napi_alloc_skb")
+int BPF_PROG(napi_alloc_skb, void *napi, unsigned int length, __u32 priority, struct sk_buff *skb)
+{
+	if (is_pointer(skb))
+		bury(head_of(skb));
+	return 0;
+}
+
 /* The skb ends, its buffer becomes a page of another packet. */
 SEC("fentry/kfree_skb_partial")
 int BPF_PROG(kfree_skb_partial, struct sk_buff *skb, bool head_stolen)
@@ -213,6 +242,39 @@ SEC("fexit/ip6_frag_next")
 int BPF_PROG(ip6_frag_next, struct sk_buff *skb, void *state, struct sk_buff *fragment)
 {
 	return fragment_of(skb, fragment);
+}
+
+/*
+ * A sender makes the pieces along with the whole, which they hang on; it becomes the first of them (c8b17be0b7a4, v5.3). What
+ * is not seen again lies in the whole's pages.
+ */
+static __always_inline int fragments_of(struct sk_buff *skb)
+{
+	struct skb_shared_info *shared = (void *)head_of(skb) + BPF_CORE_READ(skb, end);
+	struct tracked *found = find_tracked(head_of(skb)), parent;
+	struct sk_buff *fragment;
+
+	if (!found)
+		return 0;
+	parent = *found;
+	fragment = BPF_CORE_READ(shared, frag_list);
+	for (int i = 0; i < FRAGMENTS_MAX && fragment; i++) {
+		put_child(head_of(fragment), &parent);
+		fragment = BPF_CORE_READ(fragment, next);
+	}
+	return 0;
+}
+
+SEC("fentry/ip_fraglist_init")
+int BPF_PROG(ip_fraglist_init, struct sk_buff *skb)
+{
+	return fragments_of(skb);
+}
+
+SEC("fentry/ip6_fraglist_init")
+int BPF_PROG(ip6_fraglist_init, struct sk_buff *skb)
+{
+	return fragments_of(skb);
 }
 
 /* Many become one: each is from then on known as a part of it. */

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import resource
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,7 +23,6 @@ from typing import Literal, get_args
 
 from packet_tracer.bpf import link as links
 from packet_tracer.bpf import perf_links
-from packet_tracer.bpf.btf import Btf, Prototype, Reference
 from packet_tracer.bpf.constants import patch_constants
 from packet_tracer.bpf.link import Link
 from packet_tracer.bpf.program import PreparedProgram, Program
@@ -34,6 +32,7 @@ from packet_tracer.events._layout import ProbeId
 from packet_tracer.filter.expression import Filter
 from packet_tracer.filter.patch import Patched, patch
 from packet_tracer.probes.functions import KERNEL, Argument, ArgumentKind, SkbFunction
+from packet_tracer.probes.trampolines import Context
 
 Backend = Literal["fentry", "kprobe-multi", "kprobe"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -42,9 +41,6 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 _FEW = 80
 #: With returns: at entry, to remember the entry, at the return.
 _CLONES_A_FUNCTION = 3
-#: Offsets in the templates of bpf_src/fentry.bpf.c, which no function's context has.
-_ARGUMENT_OFFSET, _RETURN_OFFSET = 0x7E8, 0x7F0
-_LOAD_DOUBLE_WORD = 0x79  # BPF_LDX | BPF_MEM | BPF_DW
 _KINDS = {ArgumentKind.SKB: 0, ArgumentKind.SKB_POINTER: 1}
 #: Registers that arguments lie in which the kprobe programs read.
 _REGISTERS = 6
@@ -189,8 +185,10 @@ class FunctionAttacher:
 
         def clone(probe: FunctionProbe, template: str) -> tuple[Program, Link]:
             prepared = templates[template]
-            code = patch_constants(prepared, {"function_cookie": probe.cookie})
-            patched = self._patched(prepared, _with_offsets(code, probe))
+            context = Context.of(probe.function)
+            cookie = probe.cookie | context.returns << 28
+            code = patch_constants(prepared, {"function_cookie": cookie})
+            patched = self._patched(prepared, context.place(code, probe.argument))
             program = prepared.load(
                 instructions=patched.instructions,
                 func_info=patched.func_info,
@@ -312,30 +310,3 @@ def _attach_multi(program: Program, probes: Sequence[FunctionProbe], *, returns:
         return links.attach_kprobe_multi(program, addresses=addresses, cookies=cookies, returns=returns)
     symbols = [probe.function.name for probe in probes]
     return links.attach_kprobe_multi(program, symbols=symbols, cookies=cookies, returns=returns)
-
-
-def _with_offsets(code: bytes, probe: FunctionProbe) -> bytes:
-    """Return the code with the offsets of this function's argument and return value in the context."""
-    argument = probe.argument
-    places = {_RETURN_OFFSET: 8 * _argument_count(probe.function)}
-    if argument is not None:
-        places[_ARGUMENT_OFFSET] = 8 * argument.index
-    patched = bytearray(code)
-    for at in range(0, len(code), 8):
-        if code[at] == _LOAD_DOUBLE_WORD:
-            (offset,) = struct.unpack_from("=h", code, at + 2)
-            if offset in places:
-                struct.pack_into("=h", patched, at + 2, places[offset])
-    return bytes(patched)
-
-
-def _argument_count(function: SkbFunction) -> int:
-    """Return the number of registers that the function's arguments take: its return value lies behind
-    them.
-    """
-    types = Btf.vmlinux() if function.module == KERNEL else Btf.module(function.module)
-    described = types.type(function.btf_id)
-    assert isinstance(described, Reference)
-    prototype = types.type(described.type_id)
-    assert isinstance(prototype, Prototype)
-    return sum(-(-types.size_of(parameter.type_id) // 8) for parameter in prototype.parameters)

@@ -36,6 +36,7 @@ _NETFILTER_PRIORITY = -(1 << 31) + 1
 _SMALL_SNAPLEN = 128
 #: Without these a packet's identity is not exact: where buffers end (one of two), are given away, and grow.
 _BUFFER_ENDS = ("skb_free_head", "skb_release_data")
+_BUFFER_BIRTHS = ("alloc_skb", "netdev_alloc_skb", "napi_alloc_skb")
 _NEEDED = ("kfree_skb_partial", "pskb_expand_head_before", "pskb_expand_head_after")
 _REFINEMENTS = (
     "napi_skb_free_stolen_head",
@@ -47,6 +48,8 @@ _REFINEMENTS = (
     "skb_segment",
     "ip_frag_next",
     "ip6_frag_next",
+    "ip_fraglist_init",
+    "ip6_fraglist_init",
     "skb_gro_receive",
     "skb_try_coalesce",
     "inet_frag_reasm_finish",
@@ -127,11 +130,17 @@ class ProbeSession:
         still sees the packet that ends there.
         """
         try:
-            prepared = self._objects.prepare(IDENTITY, (*_BUFFER_ENDS, *_NEEDED, *_REFINEMENTS), UNKNOWN)
+            prepared = self._objects.prepare(
+                IDENTITY, (*_BUFFER_ENDS, *_BUFFER_BIRTHS, *_NEEDED, *_REFINEMENTS), UNKNOWN
+            )
         except BpfError:
             return
-        if not any(self._watch(prepared[name]) for name in _BUFFER_ENDS):
-            return
+        final, each = (prepared[name] for name in _BUFFER_ENDS)
+        if not self._watch(final):
+            if not self._watch(each):
+                return
+            for name in _BUFFER_BIRTHS:
+                self._watch(prepared[name])
         self._objects.exact_identity = self._watch_all(prepared, _NEEDED)
         if self._objects.exact_identity:
             self._watch_all(prepared, _REFINEMENTS)
