@@ -185,16 +185,20 @@ static __always_inline __u64 filter_skb_metadata(const struct packet_view *view,
 /* Returns whether the filter accepts the packet. The view must be complete: view_bytes(). */
 static __always_inline bool filter_skb(const struct packet_view *view, enum ptrace_direction direction)
 {
-	__u64 data, data_end, shared, metadata = 0;
+	__u64 head, data, data_end, shared, metadata = 0;
 	bool accepted;
 
 	if (!match_length(view->length))
 		return false;
 	if (!filter_enabled && !filter_addresses)
 		return true;
-	data = (__u64)view->head + view->start;
-	data_end = (__u64)view->head + view->linear_end;
-	shared = (__u64)view->head + READ(view->skb, end);
+	/* Read this way it is a number to the verifier, as a function's argument has to be; a loaded one is memory since
+	 * 2d5c91e1cc14 (v6.17). */
+	if (bpf_probe_read_kernel(&head, sizeof(head), &view->skb->head))
+		return false;
+	data = head + view->start;
+	data_end = head + view->linear_end;
+	shared = head + READ(view->skb, end);
 	if (filter_keep)
 		return filter_load(data, data_end, shared, 0, 0) > 0;
 	if (filter_addresses && !addresses_listed(data, data_end, shared, view->link_header))
