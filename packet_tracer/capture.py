@@ -29,6 +29,8 @@ from packet_tracer.probes.stages import choose
 
 #: Longest wait for records before a stop, a signal or a deadline is looked for, in seconds.
 _SLICE = 0.1
+#: Events made between two looks at the clock: a batch may hold many, and its reader be slow.
+_EVENTS_BETWEEN_LOOKS = 64
 
 DEFAULT_SNAPLEN = 96
 #: Some 70,000 events without captured bytes. The reader maps rings twice, so a process seems to have twice
@@ -114,13 +116,18 @@ class Tracer:
         self._ring: RingBuffer | None = None
         self._context: Context | None = None
         self._counters: Mapping[int, Counters] = {}
+        self._rest: Iterator[Event] = iter(())
         self._stopped = False
         self._drained = False
 
     # Life
 
     def start(self) -> None:
-        """Load and attach. Called by ``with``."""
+        """Load and attach. Called by ``with``. A tracer may be started again after its end."""
+        if self._session is not None:
+            raise ValueError("the tracer is started already")
+        if self._context is not None:
+            self._stopped = self._drained = False
         context = Context(probes=self._probe_names(), wall_clock_offset_ns=clock_offset_ns())
         for netns in self._setup.netns:
             context.interface_names.add(netns)
@@ -148,12 +155,14 @@ class Tracer:
         session, self._session = self._session, None
         if session is None:
             return
+        ring, self._ring = self._ring, None
+        self._rest = iter(())
         try:
             session.detach()
             self._counters = session.counters()
         finally:
-            if self._ring is not None:
-                self._ring.close()
+            if ring is not None:
+                ring.close()
             session.close()
 
     def __enter__(self) -> Tracer:
@@ -186,24 +195,26 @@ class Tracer:
         """Yield events by the batch, as fast as they can be had, until the time-out (seconds) or
         :meth:`stop`.
 
-        Batches are never empty, and in order of time. After :meth:`stop` the probes are detached and what
+        Batches are never empty, and in order of time; a time-out of 0 asks for what is there.
+        After :meth:`stop` the probes are detached and what
         they left in the rings is yielded, so that nothing kept is lost.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._stopped:
             wait = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
-            if wait <= 0:
-                return
-            batch = self._reader().read(wait)
+            batch = self._reader().read(max(wait, 0.0))
             if batch.count:
                 yield EventBatch(batch, self.context)
+            if wait <= 0:
+                return
         yield from self._drain()
 
     def _drain(self) -> Iterator[EventBatch]:
+        reader = self._reader()
         if self._session is not None:
             self._session.detach()
         while not self._drained:
-            batch = self._reader().flush()
+            batch = reader.flush()
             if not batch.count:
                 self._drained = True
                 return
@@ -211,34 +222,57 @@ class Tracer:
 
     def events(self, limit: int | None = None, timeout: float | None = None) -> Iterator[Event]:
         """Yield events until ``limit`` of them, ``timeout`` seconds or :meth:`stop`, whichever comes
-        first.
+        first. What a limit, a time-out or the loop's own end leaves of a batch is for the next who asks for
+        events.
         """
-        left = limit
-        for batch in self.batches(timeout=timeout):
-            for event in batch:
-                if left is not None:
-                    if left <= 0:
-                        return
-                    left -= 1
+        self._reader()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        wait, taken = timeout, 0
+        while limit is None or taken < limit:
+            for event in self._rest:
+                taken += 1
                 yield event
-            if left == 0:
+                if taken == limit or (taken % _EVENTS_BETWEEN_LOOKS == 0 and _over(deadline)):
+                    return
+            if wait is not None and wait < 0:
                 return
+            batch = next(self.batches(timeout=wait), None)
+            if batch is None:
+                return
+            self._rest = iter(batch)
+            wait = None if deadline is None else deadline - time.monotonic()
 
     def __iter__(self) -> Iterator[Event]:
         return self.events()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield events without blocking the event loop: the ring is waited for in a thread."""
+        """Yield events without blocking the event loop: it waits for the rings' descriptor."""
         import asyncio  # 20 ms that no other use has to wait for
 
-        loop = asyncio.get_running_loop()
-        while not self._stopped:
-            batch = await loop.run_in_executor(None, self._reader().read, _SLICE)
-            for event in EventBatch(batch, self.context):
-                yield event
-        for rest in self._drain():
-            for event in rest:
-                yield event
+        loop, ready, descriptor = asyncio.get_running_loop(), asyncio.Event(), self.fileno()
+        loop.add_reader(descriptor, ready.set)
+        try:
+            while True:
+                for event in self._rest:
+                    yield event
+                ready.clear()
+                stopped = self._stopped
+                batch = next(self.batches() if stopped else self._there(), None)
+                if batch is not None:
+                    self._rest = iter(batch)
+                elif stopped:
+                    return
+                else:
+                    await ready.wait()  # 100 ms at most, see fileno()
+                # The events of others have their turn too, however many there are here.
+                await asyncio.sleep(0)
+        finally:
+            loop.remove_reader(descriptor)
+
+    def _there(self) -> Iterator[EventBatch]:
+        batch = self._reader().read(0)
+        if batch.count:
+            yield EventBatch(batch, self.context)
 
     def stats(self) -> dict[str, Counters]:
         """Return what became of the events of each probe: seen, kept, lost. Live, and after the end."""
@@ -286,5 +320,9 @@ class Tracer:
 
     def _reader(self) -> RingBuffer:
         if self._ring is None:
-            raise ValueError("the tracer is not started")
+            raise ValueError("the tracer is not started" if self._context is None else "the tracer is closed")
         return self._ring
+
+
+def _over(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline

@@ -83,7 +83,7 @@ def test_probes_of_interfaces_need_one() -> None:
     with pytest.raises(UsageError, match="probe xdp is attached to an interface: name one with -i"):
         Tracer(probes="xdp")
     tracer = Tracer(probes=["xdp", "tc:*"], netns=["one", "two"], interface="eth1")
-    assert [(point.netns.name, point.ifindex, point.name) for point in tracer._points] == [
+    assert [(point.netns.name, point.ifindex, point.name) for point in tracer._setup.points] == [
         ("one", 3, "eth1"),
         ("two", 2, "eth1"),
     ]
