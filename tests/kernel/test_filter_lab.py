@@ -12,6 +12,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -167,6 +168,10 @@ def large_packet(version: int) -> bytes:
 @pytest.fixture(scope="module")
 def tap(network: Lab) -> Iterator[int]:
     """A TAP device `p0` in the router's namespace."""
+    if not Path("/dev/net/tun").exists():
+        subprocess.run(["modprobe", "tun"], check=False, capture_output=True)
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("this kernel has no TAP devices")
     with entered(network.router.netns):
         device = os.open("/dev/net/tun", os.O_RDWR)
         fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", b"p0", _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
