@@ -130,11 +130,12 @@ static __always_inline void count_packet(const struct packet_view *view, __u32 r
 		add_to_row(&key, total, view->length);
 }
 
-static __always_inline bool passes_metadata(const struct packet_view *view)
+/* A packet counts at the device where it is; a drop, which may be anywhere, also at the one that it came in by. */
+static __always_inline bool passes_metadata(const struct packet_view *view, bool drop)
 {
 	return match_netns(view->netns_inode) &&
-	       match_interface(view->netns_inode, view->ifindex, view->rx_ifindex) && match_mark(view->mark) &&
-	       match_task(READ(view->skb, sk));
+	       match_interface(view->netns_inode, view->ifindex, drop ? view->rx_ifindex : view->ifindex) &&
+	       match_mark(view->mark) && match_task(READ(view->skb, sk));
 }
 
 static __always_inline int count_skb(struct sk_buff *skb, enum packet_position position,
@@ -143,7 +144,7 @@ static __always_inline int count_skb(struct sk_buff *skb, enum packet_position p
 	struct packet_view view;
 
 	view_metadata(&view, skb, valid_device(skb->dev));
-	if (!passes_metadata(&view))
+	if (!passes_metadata(&view, drop))
 		return 0;
 	view_bytes(&view, position);
 	if (match_drop_reason(drop, reason) && filter_skb(&view, direction))

@@ -95,8 +95,8 @@ class Counter:
     - ``direction``: packets that come ``in`` at a device, go ``out``, or ``both``, as tcpdump sees them: one
       that is forwarded counts at both devices, one on a loopback device only when it comes in. By drop
       reason it is the drops that are counted.
-    - ``interface``, ``netns``, ``mark``, ``filter``, ``predicates``: as those of
-      :class:`~packet_tracer.capture.Tracer`.
+    - ``interface``: only packets at these devices; of drops also those that came in by them. ``netns``,
+      ``mark``, ``filter``, ``predicates``: as those of :class:`~packet_tracer.capture.Tracer`.
     - ``entries``: rows there is room for. When they are full, rows not counted in lately make room, and
       :meth:`totals` says so.
 

@@ -51,7 +51,8 @@ def count(
             "--interface",
             metavar="IFACE",
             autocompletion=complete.interfaces,
-            help="Only packets at this device or that came in by it. Repeatable; 'any' is all.",
+            help="Only packets at this device (drops: also those that came in by it). Repeatable; "
+            "'any' is all.",
         ),
     ] = None,
     netns: Annotated[
