@@ -1,0 +1,218 @@
+"""Journeys of real packets in the lab, seen by tracepoints only: every kernel has those."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from packet_tracer import lab
+from packet_tracer.capture import Tracer
+from packet_tracer.errors import PtraceError
+from packet_tracer.formats.journeys import JourneyText
+from packet_tracer.journey import EndKind, Journey, Journeys, follow
+from packet_tracer.lab import DROPPED_PORT, Lab
+from packet_tracer.lab.commands import run
+from packet_tracer.netns import entered
+from tests.kernel.capturing import on_one_cpu, udp_socket
+
+NAT_PORT = 8080
+_NAT = f"""
+table ip journeys {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat; policy accept;
+        ip daddr 192.0.2.1 udp dport 53 dnat to 198.51.100.2
+        ip daddr 192.0.2.1 tcp dport {NAT_PORT} dnat to 198.51.100.2:80
+    }}
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+def journeys(network: Lab, traffic: Callable[[], object], expression: str | None = None) -> list[Journey]:
+    """Return the journeys of traffic, in the order of their first events."""
+    tracer = Tracer(
+        netns=[node.name for node in network.nodes],
+        profile="default",
+        filter=expression,
+        follow=True,
+        snaplen=0,
+    )
+    with tracer:
+        tracer.context.netns_labels = network.labels
+        traffic()
+        time.sleep(0.05)  # the last skb may still be on its way to its end, on the other CPU
+        tracer.stop()
+        return sorted(follow(tracer), key=lambda journey: journey.number)
+
+
+def to_port(found: list[Journey], port: int) -> Journey:
+    """Return the one journey that began towards a port."""
+    (journey,) = (one for one in found if one.events[0].packet.destination_port == port)
+    return journey
+
+
+def places(journey: Journey) -> list[str]:
+    """The namespaces that a packet was in, in order, each stay once."""
+    names = [event.netns.name or "?" for event in journey.events if event.netns is not None]
+    return [name for index, name in enumerate(names) if not index or name != names[index - 1]]
+
+
+def changes(journey: Journey, what: str) -> list[tuple[str, str, str]]:
+    """What changed of one kind: the stage, before, after."""
+    return [
+        (hop.stage or "", change.before, change.after)
+        for hop in journey.hops
+        for change in hop.changes
+        if change.what == what
+    ]
+
+
+def test_a_ping_crosses_three_namespaces_and_is_consumed(network: Lab) -> None:
+    request, reply = journeys(network, lambda: lab.ping(network.route), "icmp")
+    assert places(request) == ["client", "router", "server"]
+    assert places(reply) == ["server", "router", "client"]
+    assert changes(request, "interface") == [
+        ("device in", "c0", "r0"),
+        ("qdisc", "r0", "r1"),
+        ("device in", "r1", "s0"),
+    ]
+    assert changes(request, "ttl") == [("qdisc", "64", "63")]
+    assert changes(request, "length") == []
+    assert {request.end.kind, reply.end.kind} == {EndKind.CONSUMED}
+    assert request.complete
+    assert reply.complete
+    stages = [hop.stage for hop in request.hops]
+    assert stages[:6] == ["qdisc", "driver out", "device in"] * 2
+    assert stages[-1] == "freed"
+
+
+def test_ipv6_is_no_different(network: Lab) -> None:
+    request, reply = journeys(
+        network, lambda: lab.ping(network.route, version=6), "icmp6[0] >= 128 and icmp6[0] <= 129"
+    )
+    assert places(request) == ["client", "router", "server"]
+    assert changes(request, "ttl") == [("qdisc", "64", "63")]
+    assert {request.end.kind, reply.end.kind} == {EndKind.CONSUMED}
+
+
+def test_a_dropped_packet_ends_in_the_router_with_the_reason(network: Lab) -> None:
+    journey = to_port(journeys(network, lambda: lab.dropped(network.route), "udp"), DROPPED_PORT)
+    assert journey.end.kind is EndKind.DROPPED
+    assert places(journey) == ["client", "router"]
+    # Linux 5.17 brought reasons (c504e5c2f964), 5.19 this one; before, the place has to do.
+    assert journey.end.reason in ("NETFILTER_DROP", "NOT_SPECIFIED", None)
+    assert journey.end.location or journey.end.reason
+    assert journey.complete
+    if journey.end.reason == "NETFILTER_DROP":
+        assert "DROPPED NETFILTER_DROP" in JourneyText().format([journey])
+
+
+def test_a_datagram_that_was_read_is_consumed(network: Lab) -> None:
+    """By the other CPU: since Linux 6.18 one that is read where it was received is freed in silence."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("there is one CPU only")
+    address = (network.route.server_addresses[4], 4053)
+
+    def read_elsewhere() -> None:
+        with on_one_cpu(), udp_socket(network.server) as server, udp_socket(network.client) as client:
+            server.bind(address)
+            client.sendto(b"to be read", address)
+            os.sched_setaffinity(0, {cpus[1]})
+            assert server.recv(100) == b"to be read"
+            os.sched_setaffinity(0, {cpus[0]})
+            lab.ping(network.route)  # deferred frees are done when the CPU receives again
+
+    journey = to_port(journeys(network, read_elsewhere, "udp or icmp"), 4053)
+    assert places(journey) == ["client", "router", "server"]
+    assert journey.end.kind is EndKind.CONSUMED
+    assert journey.complete
+
+
+@pytest.fixture
+def translated(network: Lab) -> Iterator[Lab]:
+    """The lab, with a router whose own address stands for the server."""
+    try:
+        run(["nft", "-f", "-"], _NAT, network.router.netns)
+    except PtraceError as error:
+        pytest.skip(f"this kernel has no NAT by nftables: {error}")
+    yield network
+    run(["nft", "-f", "-"], "delete table ip journeys", network.router.netns)
+
+
+def test_nat_of_an_address_shows_where_it_happens(translated: Lab) -> None:
+    def ask() -> None:
+        with udp_socket(translated.server) as server, udp_socket(translated.client) as client:
+            server.bind((translated.route.server_addresses[4], 53))
+            client.sendto(b"question", ("192.0.2.1", 53))
+            data, peer = server.recvfrom(100)
+            server.sendto(b"answer to " + data, peer)
+            client.settimeout(5)
+            assert client.recvfrom(100) == (b"answer to question", ("192.0.2.1", 53))
+
+    question, answer = journeys(translated, ask, "udp")
+    assert changes(question, "destination") == [("qdisc", "192.0.2.1.53", "198.51.100.2.53")]
+    assert changes(question, "source") == []
+    assert changes(answer, "source") == [("qdisc", "198.51.100.2.53", "192.0.2.1.53")]
+    assert places(question) == ["client", "router", "server"]
+    text = JourneyText().format([question])
+    assert text.count("destination 192.0.2.1.53 -> 198.51.100.2.53; ttl 64 -> 63") == 1
+
+
+def test_nat_of_a_port_shows_too(translated: Lab) -> None:
+    def connect() -> None:
+        with entered(translated.server.netns):
+            listener = socket.create_server((translated.route.server_addresses[4], 80))
+        with listener, entered(translated.client.netns):
+            socket.create_connection(("192.0.2.1", NAT_PORT), timeout=5).close()
+
+    syn = to_port(journeys(translated, connect, "tcp[tcpflags] = tcp-syn"), NAT_PORT)
+    assert changes(syn, "destination") == [("qdisc", f"192.0.2.1.{NAT_PORT}", "198.51.100.2.80")]
+    assert places(syn) == ["client", "router", "server"]
+
+
+def test_fragments_are_packets_of_their_own(network: Lab) -> None:
+    found = journeys(network, lambda: lab.fragments(network.route), "udp or (ip[6:2] & 0x1fff != 0)")
+    assert len(found) >= 3  # 4000 bytes at an MTU of 1500
+    assert all("client" in places(journey) for journey in found)
+
+
+def test_events_of_a_flood_are_all_in_some_journey_and_bounds_hold(network: Lab) -> None:
+    tracer = Tracer(netns=[network.client.name, network.router.name], profile="default", snaplen=0)
+    grouped = Journeys(max_journeys=16)
+    given = []
+    with tracer:
+        client = udp_socket(network.client, (network.route.server_addresses[4], DROPPED_PORT))
+        with client, on_one_cpu():
+            for _ in range(300):
+                client.send(b"x")
+        tracer.stop()
+        for batch in tracer.batches():
+            given += grouped.add(batch)
+            assert grouped.open <= 16
+        given += grouped.finish()
+    kept = sum(counters.kept for counters in tracer.stats().values())
+    assert sum(len(journey.records) for journey in given) == kept
+    dropped = [journey for journey in given if journey.end.kind is EndKind.DROPPED]
+    assert len(dropped) == 300
+    assert all(journey.complete for journey in dropped)
+
+
+def test_a_quiet_capture_gives_journeys_out_in_time(network: Lab) -> None:
+    tracer = Tracer(netns=[node.name for node in network.nodes], profile="default", follow=True, snaplen=0)
+    with tracer:
+        lab.dropped(network.route)
+        sent = time.monotonic()
+        journey = next(follow(tracer, timeout=5))
+        waited = time.monotonic() - sent
+    assert journey.end.kind is EndKind.DROPPED
+    assert waited < 2
