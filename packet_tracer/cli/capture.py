@@ -164,6 +164,9 @@ def capture(
     returns: Annotated[
         bool, typer.Option("--returns", help="What functions return, too, and the time spent in them.")
     ] = False,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="The kernel's stack at each event, innermost function first.")
+    ] = False,
     follow: Annotated[
         bool | None,
         typer.Option(
@@ -275,10 +278,12 @@ def capture(
         backend=backend.value if backend else None,
         returns=returns,
         follow=follow,
+        stacks=stack,
         snaplen=kept,
         ring_bytes=ring_bytes,
     )
-    with outputs.choose(formatted, write, data=snaplen is not None) as chosen:
+    frames = tracer.stack if stack else None
+    with outputs.choose(formatted, write, data=snaplen is not None, frames=frames) as chosen:
         limits = Limits(count=count, seconds=seconds)
         Capture(tracer, chosen, limits, snaplen=kept, ring_bytes=ring_bytes, quiet=quiet).run()
     return 0

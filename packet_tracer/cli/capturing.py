@@ -62,6 +62,7 @@ class Capture:
         self._stopped = False
         self._shown_at = 0.0
         self._shown_events = 0
+        self._exact = False
         self.totals = Totals()
 
     def run(self) -> None:
@@ -69,6 +70,7 @@ class Capture:
         with self._signals():
             try:
                 with privileges_explained(), self._tracer:
+                    self._exact = self._tracer.exact_identity
                     self._announce()
                     for output in self._outputs:
                         output.begin(self._tracer, self._snaplen)
@@ -157,7 +159,10 @@ class Capture:
             output.end(self.totals, stats)
         loss = loss_text(stats, self._ring_bytes)
         if not self._quiet:
-            say(f"{self.totals.text()}{'' if loss else ', none lost'}", **self.totals.fields(stats))
+            known = "exactly" if self._exact else "by best effort"
+            text = f"{self.totals.text()}{'' if loss else ', none lost'}; packets told apart {known}"
+            identity = "exact" if self._exact else "best effort"
+            say(text, **self.totals.fields(stats), identity=identity)
         if loss:
             say(loss, lost=lost_by_probe(stats))
 

@@ -14,6 +14,7 @@ from packet_tracer.errors import UsageError
 
 if TYPE_CHECKING:
     from packet_tracer.capture import Tracer
+    from packet_tracer.cli.stacks import Frames
     from packet_tracer.cli.totals import Totals
     from packet_tracer.events import EventBatch
     from packet_tracer.probes.setup import Counters
@@ -125,38 +126,48 @@ class JsonOutput(Output):
 
 
 @contextmanager
-def choose(output: str | None, path: str | None, *, data: bool = False) -> Iterator[list[Output]]:
+def choose(
+    output: str | None, path: str | None, *, data: bool = False, frames: Frames | None = None
+) -> Iterator[list[Output]]:
     """Open what ``--format`` and ``-w`` ask for: events on stdout, in a file, or both.
 
-    ``-w`` writes the captured bytes too, ``--format json`` with ``data``. A file that exists is emptied when
-    the capture has begun, not before: a mistake does not cost the last one. Raises OSError where it can't be
-    opened.
+    ``-w`` writes the captured bytes too, ``--format json`` with ``data``; both kernel stacks with ``frames``,
+    which names theirs. A file that exists is emptied when the capture has begun, not before: a mistake does
+    not cost the last one. Raises OSError where it can't be opened.
     """
     with ExitStack() as files:
         chosen: list[Output] = []
         stdout = Writer(_STDOUT, "standard output")
         if output == "json" or path == "-":
-            chosen.append(_json(stdout, data=data or path == "-"))
+            chosen.append(_json(stdout, data=data or path == "-", frames=frames))
         elif output == "text" or path is None:
-            chosen.append(_text(stdout))
+            chosen.append(_text(stdout, frames=frames))
         if path is not None and path != "-":
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
             files.callback(os.close, fd)
-            chosen.append(_json(Writer(fd, path), data=True))
+            chosen.append(_json(Writer(fd, path), data=True, frames=frames))
         yield chosen
 
 
-def _json(writer: Writer, *, data: bool) -> Output:
+def _json(writer: Writer, *, data: bool, frames: Frames | None) -> Output:
     from packet_tracer.formats.jsonl import JsonLines
 
-    return JsonOutput(writer, JsonLines(data=data))
+    return JsonOutput(writer, _with_stacks(JsonLines(data=data), frames, as_json=True))
 
 
-def _text(writer: Writer) -> Output:
+def _text(writer: Writer, *, frames: Frames | None) -> Output:
     from packet_tracer.formats.text import Text
     from packet_tracer.terminal import colors_wanted
 
-    return Output(writer, Text(color=colors_wanted()))
+    return Output(writer, _with_stacks(Text(color=colors_wanted()), frames, as_json=False))
+
+
+def _with_stacks(formatter: Formatter, frames: Frames | None, *, as_json: bool) -> Formatter:
+    if frames is None:
+        return formatter
+    from packet_tracer.cli.stacks import WithStacks
+
+    return WithStacks(formatter, frames, as_json=as_json)
 
 
 def check(output: str | None, path: str | None) -> None:

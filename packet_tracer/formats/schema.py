@@ -9,6 +9,13 @@ from typing import Any
 
 from packet_tracer.formats.fields import FIELDS, Field
 
+#: The one key that is not always there.
+_STACK = {
+    "type": ["array", "null"],
+    "items": {"type": "string"},
+    "description": "with --stack: the functions of the kernel's stack, innermost first; null: not kept",
+}
+
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of an event's line."""
@@ -17,7 +24,7 @@ def schema() -> dict[str, Any]:
         "title": "packet-tracer event",
         "description": "One event, as `ptrace capture --format json` writes it, one a line.",
         "type": "object",
-        "properties": {field.key: _property(field) for field in FIELDS},
+        "properties": {field.key: _property(field) for field in FIELDS} | {"stack": _STACK},
         "required": [field.key for field in FIELDS],
         "additionalProperties": False,
     }
@@ -43,7 +50,8 @@ def markdown() -> str:
 
 `ptrace capture --format json` and `-w FILE.jsonl` write one JSON object a line. Every event has every key, in
 this order. A value is `null` where it is not known or does not exist; zero means zero. Text is escaped to
-ASCII. New keys may be added; those here keep their name and meaning.
+ASCII. New keys may be added; those here keep their name and meaning. With `--stack` there is also `stack`,
+the functions of the kernel's stack, innermost first (null: it could not be kept).
 
 `ptrace schema` prints the JSON Schema (draft 2020-12) that these lines satisfy. This page is made from the
 same table of fields: `python -m packet_tracer.formats.schema > docs/json.md`.

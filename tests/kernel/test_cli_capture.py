@@ -38,7 +38,7 @@ def test_a_drop_is_told_with_its_reason(network: lab.Lab, tmp_path: Path) -> Non
     assert [event["probe"] for event in running.events] == ["kfree_skb"] * 3
     assert {event["drop_reason"] for event in running.events} == {"NETFILTER_DROP"}
     assert running.objects[-1]["type"] == "end"
-    assert re.search(r"^ptrace: 3 events of 3 packets in \d+\.\d s, none lost$", running.said, re.MULTILINE)
+    assert re.search(r"^ptrace: 3 events of 3 packets in \d+\.\d s, none lost; ", running.said, re.MULTILINE)
 
 
 def test_text_is_one_line_an_event(network: lab.Lab, tmp_path: Path) -> None:
@@ -330,7 +330,9 @@ def test_the_status_line_makes_way_for_events(network: lab.Lab) -> None:
     stays = [re.sub(r"\x1b\[[0-9;]*m", "", line.split("\r\x1b[K")[-1]) for line in text.split("\r\n")]
     assert sum("NETFILTER_DROP" in line for line in stays) == 3
     assert not [line for line in stays if "ctrl-C" in line]
-    assert re.fullmatch(r"ptrace: 3 events of 3 packets in \d\.\d s, none lost", stays[-2])
+    assert re.fullmatch(
+        r"ptrace: 3 events of 3 packets in \d\.\d s, none lost; packets told apart by best effort", stays[-2]
+    )
 
 
 def test_messages_as_json(network: lab.Lab, tmp_path: Path) -> None:
