@@ -1,0 +1,173 @@
+"""Kernel functions as probes: each backend sees exactly what was sent, however the packet is handed over."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from packet_tracer import lab
+from packet_tracer.bpf.btf import Btf, Kind
+from packet_tracer.capture import Tracer
+from packet_tracer.errors import NotSupportedError, UsageError
+from packet_tracer.events import Event
+from packet_tracer.events._layout import Hook
+from packet_tracer.lab import Lab, Node
+from packet_tracer.probes.function_probes import BACKENDS, Backend, number
+from packet_tracer.probes.functions import FunctionTable
+from packet_tracer.probes.session import ProbeSession
+from packet_tracer.probes.setup import KernelSetup
+from tests.kernel.capturing import trace
+
+COUNT = 3
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.requires(name)) for name in BACKENDS])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    name: Backend = request.param
+    return name
+
+
+def traced(node: Node, functions: list[str], traffic: Callable[[], object], **options: object) -> list[Event]:
+    """Return what functions see of traffic in a node's namespace; nothing may be lost, nothing left out."""
+    tracer = Tracer(netns=node.name, functions=functions, **options)  # type: ignore[arg-type]
+    try:
+        events = trace(tracer, traffic)
+    except NotSupportedError as error:
+        pytest.skip(str(error))
+    assert not tracer.skipped
+    for counters in tracer.stats().values():
+        assert (counters.kept, counters.lost_ring) == (counters.seen, 0)
+    return events
+
+
+def test_sees_what_was_sent(network: Lab, backend: Backend) -> None:
+    """As first and as third argument, and not what other namespaces handle."""
+    functions = ["ip_rcv", "ip_output"]
+    events = traced(network.server, functions, lambda: lab.ping(network.route, count=COUNT), backend=backend)
+    seen = Counter((event.probe, event.packet.icmp_type) for event in events)
+    assert seen == {("ip_rcv", 8): COUNT, ("ip_output", 0): COUNT}
+    numbers = [event.packet.icmp_sequence for event in events if event.probe == "ip_rcv"]
+    assert numbers == list(range(1, COUNT + 1))
+    assert len({event.packet_id for event in events}) == 2 * COUNT
+    assert {event.hook for event in events} == {Hook.FUNCTION}
+
+
+def test_const_skb(network: Lab, backend: Backend) -> None:
+    """tcp_ack() takes a `const struct sk_buff *` as its second argument."""
+    events = traced(network.server, ["tcp_ack"], lambda: lab.http(network.route), backend=backend)
+    assert events
+    assert {event.packet.destination_port for event in events} == {80}
+
+
+def test_returned_skb(network: Lab, backend: Backend) -> None:
+    """__ip_make_skb() takes no packet and returns one: echo requests of a raw socket, and replies."""
+    events = traced(
+        network.server,
+        ["__ip_make_skb"],
+        lambda: lab.ping(network.route, count=COUNT),
+        backend=backend,
+    )
+    assert [event.packet.icmp_type for event in events] == [0] * COUNT
+    assert {event.hook for event in events} == {Hook.FUNCTION_RETURN}
+
+
+def test_pointer_to_skb(network: Lab, backend: Backend) -> None:
+    """vlan_do_receive() takes a `struct sk_buff **`; where the backend can't, it says so."""
+    try:
+        tracer = Tracer(netns=network.router.name, functions="vlan_do_receive", backend=backend)
+    except UsageError as error:
+        pytest.skip(f"no VLAN devices: {error}")
+    if backend == "fentry":
+        with pytest.raises(NotSupportedError, match=r"sk_buff \*\*"):
+            tracer.start()
+        return
+    try:
+        events = trace(tracer, lambda: lab.vlan_tagged(network, vlan=77, count=COUNT))
+    except NotSupportedError as error:
+        pytest.skip(str(error))
+    assert [event.packet.destination_port for event in events] == [7] * COUNT
+    assert {event.packet.vlan and event.packet.vlan.id for event in events} == {77}
+
+
+@pytest.mark.requires("fentry")
+def test_returns(network: Lab) -> None:
+    """A return carries the packet of its call, what was returned, and the time inside."""
+
+    def traffic() -> None:
+        lab.ping(network.route, count=1)
+        lab.dropped(network.route, count=1)
+
+    events = traced(network.router, ["ip_rcv", "nf_hook_slow"], traffic, returns=True)
+    entries = [event for event in events if event.hook == Hook.FUNCTION]
+    returns = [event for event in events if event.hook == Hook.FUNCTION_RETURN]
+    assert Counter(f"{event.probe} returns" for event in entries) == Counter(event.probe for event in returns)
+    assert Counter(event.packet_id for event in entries) == Counter(event.packet_id for event in returns)
+    for event in returns:
+        assert event.duration_ns
+        assert event.packet.source is not None
+    # Ints: -EPERM, and not 4294967295. nf_hook_slow() says 1 where a packet may go on.
+    values = [event.return_value for event in returns if event.probe == "ip_rcv returns"]
+    assert values[:2] == [0, 0]
+    hooks = [event.return_value for event in returns if event.probe == "nf_hook_slow returns"]
+    assert set(hooks) == {1, -errno.EPERM}
+    assert values[2:] == [-errno.EPERM]
+
+
+def test_refused_function_is_left_out_and_named(network: Lab, backend: Backend) -> None:
+    (real,) = FunctionTable.read().select(["ip_rcv"])
+    # By name a variable, by type a function without arguments.
+    data = replace(real, name="jiffies", address=0, btf_id=Btf.vmlinux().find("schedule", Kind.FUNCTION))
+    setup = KernelSetup(
+        probes=(), functions=number([real, data]), backend=backend, netns=(network.server.netns,)
+    )
+    try:
+        with ProbeSession(setup) as session:
+            assert list(session.skipped) == ["jiffies"]
+            assert session.skipped["jiffies"]
+            assert any(note.startswith(f"1 functions by {backend}, 1 left out") for note in session.notes)
+    except NotSupportedError as error:
+        pytest.skip(str(error))
+
+
+def test_stacks(network: Lab, backend: Backend) -> None:
+    """Each event has the stack it happened on, by name, and none is lost unsaid."""
+    tracer = Tracer(netns=network.server.name, functions="icmp_rcv", backend=backend, stacks=True)
+    try:
+        with tracer:
+            lab.ping(network.route, count=COUNT)
+            time.sleep(0.05)
+            tracer.stop()
+            events = list(tracer.events())
+            stacks = [tracer.stack(event.stack_id) for event in events if event.stack_id is not None]
+    except NotSupportedError as error:
+        pytest.skip(str(error))
+    assert len(events) == COUNT
+    assert len(stacks) + tracer.stats()["icmp_rcv"].lost_stack == COUNT
+    assert len(stacks) == COUNT
+    for stack in stacks:
+        assert any(frame.startswith(("ip_local_deliver", "ip_protocol_deliver")) for frame in stack), stack
+
+
+def test_what_works_or_why_not_is_said(network: Lab) -> None:
+    """The kernel this is developed on has none of the three: then the reason of each is named."""
+    said = ""
+    try:
+        with Tracer(netns=network.server.name, functions="ip_rcv") as tracer:
+            said = ", ".join(tracer.notes)
+    except NotSupportedError as error:
+        said = str(error)
+    if "no kernel function can be traced" in said:
+        assert all(f"{backend}: " in said for backend in BACKENDS)
+    else:
+        assert any(f"1 functions by {backend}, 0 left out" == said for backend in BACKENDS)
