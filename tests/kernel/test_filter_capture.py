@@ -10,7 +10,7 @@ from packet_tracer import lab
 from packet_tracer.capture import Tracer
 from packet_tracer.lab import Lab
 
-from .test_probes import trace
+from .capturing import trace
 
 PROBES = [
     "netif_receive_skb",
