@@ -138,7 +138,7 @@ def capture(
             "--profile",
             metavar="NAME",
             autocompletion=complete.profiles,
-            help="A named set of probes: default, drops, device.",
+            help="A named set of probes: default, path, drops, device.",
         ),
     ] = None,
     functions: Annotated[
@@ -176,6 +176,13 @@ def capture(
             "Default: with functions and a filter.",
         ),
     ] = None,
+    journeys: Annotated[
+        bool,
+        typer.Option(
+            "--journeys",
+            help="Print packets, each with its whole way once that is over, not events.",
+        ),
+    ] = False,
     count: Annotated[
         int | None, typer.Option("-c", "--count", metavar="COUNT", min=1, help="Stop after this many events.")
     ] = None,
@@ -231,13 +238,16 @@ def capture(
     ptrace capture --profile drops         what is dropped anywhere, and why
     ptrace capture --netns web --probe 'netfilter:*' -c 100 tcp port 443
     ptrace capture --functions 'ip_*' icmp   every step through these functions
+    ptrace capture --journeys --profile path host 192.0.2.1    the whole way of each packet
     ptrace capture -w trace.jsonl --duration 10s
     """
     from packet_tracer import diagnostics
 
     diagnostics.configure(log_format.value, verbosity=verbose)
-    if not (functions or all_functions) and (exclude or backend or returns):
-        raise UsageError("--exclude, --backend and --returns are about --functions or --all-functions")
+    if not (functions or all_functions or profile == "path") and (exclude or backend or returns):
+        raise UsageError(
+            "--exclude, --backend and --returns are about --functions, --all-functions or --profile path"
+        )
     pattern = filtering.expression_of(expression or (), expression_file)
     compiled = filtering.compiled(pattern, filter_inner, tunnel or ())
     if dump:
@@ -252,6 +262,10 @@ def capture(
 
     from packet_tracer.cli import output as outputs
 
+    if journeys:
+        if formatted == "json" or stack:
+            raise UsageError("--journeys is text without stacks: leave out --format json and --stack")
+        formatted, follow = "text", follow is not False
     outputs.check(formatted, write)
 
     from packet_tracer.capture import Tracer
@@ -283,7 +297,9 @@ def capture(
         ring_bytes=ring_bytes,
     )
     frames = tracer.stack if stack else None
-    with outputs.choose(formatted, write, data=snaplen is not None, frames=frames) as chosen:
+    with outputs.choose(
+        formatted, write, data=snaplen is not None, frames=frames, journeys=journeys
+    ) as chosen:
         limits = Limits(count=count, seconds=seconds)
         Capture(tracer, chosen, limits, snaplen=kept, ring_bytes=ring_bytes, quiet=quiet).run()
     return 0

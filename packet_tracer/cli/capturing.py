@@ -88,10 +88,14 @@ class Capture:
             wait = _STATUS_INTERVAL if self._status.enabled else _WATCH_INTERVAL
             if deadline is not None:
                 wait = max(min(wait, deadline - time.monotonic()), 0.001)
+            seen = self.totals.events
             for batch in tracer.batches(timeout=wait):
                 self._take(batch)
                 if self._full:
                     return
+            if self.totals.events == seen:
+                for output in self._outputs:
+                    output.idle()
             if self._stopped:
                 # A signal may have come after the last look: the rings then still hold something.
                 for batch in tracer.batches():

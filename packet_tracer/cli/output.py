@@ -90,6 +90,9 @@ class Output:
         """Write a batch. Raises OSError with the name of the file."""
         self._writer.write(self._formatter.format(batch))
 
+    def idle(self) -> None:
+        """Write what has waited long enough; called now and then where no events come."""
+
     def end(self, totals: Totals, stats: Mapping[str, Counters]) -> None:
         """Write what stands after the last event; a writer that failed before may fail again, unheard."""
 
@@ -127,19 +130,27 @@ class JsonOutput(Output):
 
 @contextmanager
 def choose(
-    output: str | None, path: str | None, *, data: bool = False, frames: Frames | None = None
+    output: str | None,
+    path: str | None,
+    *,
+    data: bool = False,
+    frames: Frames | None = None,
+    journeys: bool = False,
 ) -> Iterator[list[Output]]:
     """Open what ``--format`` and ``-w`` ask for: events on stdout, in a file, or both.
 
     ``-w`` writes the captured bytes too, ``--format json`` with ``data``; both kernel stacks with ``frames``,
-    which names theirs. A file that exists is emptied when the capture has begun, not before: a mistake does
-    not cost the last one. Raises OSError where it can't be opened.
+    which names theirs. With ``journeys`` text is that of packets, not events. A file that exists is emptied
+    when the capture has begun, not before: a mistake does not cost the last one. Raises OSError where it
+    can't be opened.
     """
     with ExitStack() as files:
         chosen: list[Output] = []
         stdout = Writer(_STDOUT, "standard output")
         if output == "json" or path == "-":
             chosen.append(_json(stdout, data=data or path == "-", frames=frames))
+        elif journeys:
+            chosen.append(_journeys(stdout))
         elif output == "text" or path is None:
             chosen.append(_text(stdout, frames=frames))
         if path is not None and path != "-":
@@ -160,6 +171,13 @@ def _text(writer: Writer, *, frames: Frames | None) -> Output:
     from packet_tracer.terminal import colors_wanted
 
     return Output(writer, _with_stacks(Text(color=colors_wanted()), frames, as_json=False))
+
+
+def _journeys(writer: Writer) -> Output:
+    from packet_tracer.cli.journeys import JourneyOutput
+    from packet_tracer.terminal import colors_wanted
+
+    return JourneyOutput(writer, color=colors_wanted())
 
 
 def _with_stacks(formatter: Formatter, frames: Frames | None, *, as_json: bool) -> Formatter:
