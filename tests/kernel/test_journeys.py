@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from packet_tracer.lab import DROPPED_PORT, Lab
 from packet_tracer.lab.commands import run
 from packet_tracer.netns import entered
 from tests.kernel.capturing import on_one_cpu, udp_socket
+from tests.kernel.cli import capturing, ptrace, until
 
 NAT_PORT = 8080
 _NAT = f"""
@@ -216,3 +218,23 @@ def test_a_quiet_capture_gives_journeys_out_in_time(network: Lab) -> None:
         waited = time.monotonic() - sent
     assert journey.end.kind is EndKind.DROPPED
     assert waited < 2
+
+
+def test_the_command_prints_packets_while_it_runs_and_at_its_end(network: Lab, tmp_path: Path) -> None:
+    names = [word for node in network.nodes for word in ("--netns", node.name)]
+    with capturing(tmp_path, *names, "--journeys", "udp") as running:
+        lab.dropped(network.route)
+        until(lambda: "DROPPED" in running.seen, "it was not printed while the capture ran")
+        lab.dropped(network.route)
+        assert running.end() == 0
+    assert running.seen.count("\n  DROPPED ") == 2
+    assert running.seen.startswith("packet 1  ")
+    assert "\npacket 2  " in running.seen
+    assert "\x1b" not in running.seen
+
+
+@pytest.mark.parametrize("other", [["--format", "json"], ["--stack"], ["-w", "-"]])
+def test_the_command_refuses_what_does_not_go_together(other: list[str]) -> None:
+    refused = ptrace("capture", "--journeys", *other)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("ptrace: ")
