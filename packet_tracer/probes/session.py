@@ -32,7 +32,7 @@ _END_PROBES = (ProbeId.KFREE_SKB, ProbeId.CONSUME_SKB)
 #: Before everything else in a hook, so that a packet is seen whatever becomes of it there. The very first and
 #: the very last priority are the kernel's own (84601d6ee68a).
 _NETFILTER_PRIORITY = -(1 << 31) + 1
-#: PARSE_BYTES in bpf_src/parse.bpf.h: with no more than this a function's record has the smallest room.
+#: PARSE_BYTES in bpf_src/parse.bpf.h: with no more than this a record has the smallest room.
 _SMALL_SNAPLEN = 128
 #: Without these a packet's identity is not exact: where buffers end (one of two), are given away, and grow.
 _BUFFER_ENDS = ("skb_free_head", "skb_release_data")
@@ -75,7 +75,7 @@ class ProbeSession:
         self.notes: list[str] = []
         self._stack = ExitStack()
         self._objects = CaptureObjects(setup, self._stack)
-        self._functions = FunctionAttacher(self._prepare_for_functions, setup.filter, setup.returns)
+        self._functions = FunctionAttacher(self._prepare_with_walk, setup.filter, setup.returns)
 
     @property
     def rings(self) -> list[RawMap]:
@@ -159,9 +159,13 @@ class ProbeSession:
 
     # Loading
 
-    def _prepare_for_functions(self, name: str, programs: Sequence[str]) -> dict[str, PreparedProgram]:
-        # Each clone is verified anew; without the walk over pages that takes a fifth of the time. What the
-        # default snaplen asks for lies in the linear part, as far as it is headers.
+    def _prepare_with_walk(self, name: str, programs: Sequence[str]) -> dict[str, PreparedProgram]:
+        """Prepare programs that walk a packet's pages by themselves, if the snaplen asks for more than
+        headers.
+
+        The walk is most of the verifier's work, seconds on some kernels, and headers lie in the linear part.
+        What is left out for it is told: the record's BYTES_MISSING.
+        """
         small = self.setup.snaplen <= _SMALL_SNAPLEN
         pages = page_mapping(self._objects.directory) if self.setup.filter or not small else UNKNOWN
         return self._objects.prepare(name, programs, pages, linear_only=small)
@@ -207,8 +211,10 @@ class ProbeSession:
             except ProgramLoadError:
                 # The function is there, but not for this type of program: tp_btf got it in v6.11.
                 pass
-        pages = UNKNOWN if name in ("tc", "xdp") else page_mapping(directory)
-        self._load_programs(self._objects.prepare(name, programs, pages))
+        if name in ("tc", "xdp"):
+            self._load_programs(self._objects.prepare(name, programs, UNKNOWN))
+        else:
+            self._load_programs(self._prepare_with_walk(name, programs))
 
     def _load_programs(self, prepared: dict[str, PreparedProgram]) -> None:
         with ExitStack() as undo:

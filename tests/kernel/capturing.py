@@ -30,7 +30,9 @@ GSO_TCPV4, GSO_TCPV6 = 1, 4
 
 
 def trace(tracer: Tracer, traffic: Callable[[], object]) -> list[Event]:
-    """Run the traffic under the tracer and return all that it saw. Skips where this kernel lacks what it takes."""
+    """Run the traffic under the tracer and return all that it saw. Skips where this kernel lacks what it
+    takes.
+    """
     try:
         tracer.start()
     except PtraceError as error:
