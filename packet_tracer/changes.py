@@ -7,6 +7,7 @@ from typing import NamedTuple
 from packet_tracer.events import Context, Event, Hook, names
 from packet_tracer.events import flags as bits
 from packet_tracer.events.records import Selection
+from packet_tracer.probes.stages import stage_of
 
 _XDP = int(Hook.XDP)
 #: IP in IP, GRE, ESP, L2TP, MPLS: by IP protocol (IANA).
@@ -130,7 +131,9 @@ class Changes:
             if seen.link is not None and seen.link.vlan != now.vlan:
                 changes.append(Change("vlan", seen.link.vlan, now.vlan))
             seen.link = now
-        if event.hook != _XDP:
+        # TCP keeps something else in its place (reserved_tailroom) until the packet is given to a device, and
+        # in the copy that it holds on to.
+        if event.hook != _XDP and event.ifindex and stage_of(event.probe) not in ("freed", "dropped"):
             if seen.mark is not None and seen.mark != now.mark:
                 changes.append(Change("mark", f"{seen.mark:#x}", f"{now.mark:#x}"))
             seen.mark = now.mark

@@ -3,7 +3,8 @@
 One table, to be read. A stage has a name that anyone understands; its probes are those of the catalogue (of
 netfilter, globs) and kernel functions. Functions have other names on other kernels (Linux 5.10 to 7.3 were
 looked at), or are in modules that are not loaded: those that are not there are left out. Taken are functions
-that a packet passes once and that every backend reaches, with an ``sk_buff *`` among their arguments.
+that a packet passes once and that every backend reaches, with an ``sk_buff *`` among their arguments, where
+its headers are written already.
 """
 
 from __future__ import annotations
@@ -47,8 +48,6 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "write": (
         "tcp_skb_entail",
         "skb_entail",
-        "udp_send_skb",
-        "udp_v6_send_skb",
         "ip_send_skb",
         "ip6_send_skb",
     ),

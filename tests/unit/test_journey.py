@@ -298,6 +298,12 @@ def test_vlan_and_mark() -> None:
     ]
 
 
+def test_what_tcp_keeps_in_the_place_of_the_mark_is_no_mark() -> None:
+    """Before there is a device, and where its own copy is freed."""
+    journey = only(seen(1, FORWARD, ifindex=0, mark=0x1C0), seen(2, SENT), seen(3, DONE, mark=0x1C0))
+    assert [hop.changes for hop in journey.hops] == [(), (), ()]
+
+
 def test_headers_that_are_only_remembered_change_nothing() -> None:
     remembered = {"flags": SYN["flags"] | EventFlags.NO_PACKET, "ttl": 9}
     assert changes_at(only(seen(1, SENT), seen(2, ProbeId.NET_DEV_XMIT, **remembered)), 1) == []
