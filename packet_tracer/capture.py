@@ -24,7 +24,7 @@ from packet_tracer.probes.catalogue import Probe, probe_names, select
 from packet_tracer.probes.function_probes import Backend, number
 from packet_tracer.probes.scope import Scope, texts
 from packet_tracer.probes.session import ProbeSession
-from packet_tracer.probes.setup import Counters, KernelSetup, clock_offset_ns
+from packet_tracer.probes.setup import Counters, KernelSetup, Tracking, clock_offset_ns
 from packet_tracer.probes.stages import choose
 
 #: Longest wait for records before a stop, a signal or a deadline is looked for, in seconds.
@@ -279,6 +279,12 @@ class Tracer:
         counters = self._session.counters() if self._session is not None else self._counters
         chosen = {probe.probe_id: probe.name for probe in self.probes} | self._function_names()
         return {name: counters.get(probe_id, Counters()) for probe_id, name in chosen.items()}
+
+    def tracking(self) -> Tracking:
+        """Return how many packets got an id, and how many were forgotten: there were too many."""
+        if self._session is None:
+            raise ValueError("the tracer is not started" if self._context is None else "the tracer is closed")
+        return self._session.tracking()
 
     def _function_names(self) -> dict[int, str]:
         names = {probe.probe_id: probe.name for probe in self.functions}

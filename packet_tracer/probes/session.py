@@ -26,7 +26,7 @@ from packet_tracer.probes.catalogue import PROBES, Probe
 from packet_tracer.probes.function_probes import FunctionAttacher
 from packet_tracer.probes.memory import UNKNOWN, page_mapping
 from packet_tracer.probes.objects import IDENTITY, CaptureObjects
-from packet_tracer.probes.setup import Counters, KernelSetup
+from packet_tracer.probes.setup import Counters, KernelSetup, Tracking
 
 _END_PROBES = (ProbeId.KFREE_SKB, ProbeId.CONSUME_SKB)
 #: Before everything else in a hook, so that a packet is seen whatever becomes of it there. The very first and
@@ -281,6 +281,13 @@ class ProbeSession:
             if self.setup.returns:
                 found[function.probe_id + 1] = self._read_counters(function.probe_id + 1)
         return found
+
+    def tracking(self) -> Tracking:
+        """Return how many packets got an id, and how many of them are remembered still: counts the table."""
+        births = deaths = 0
+        for row in struct.iter_unpack("=QQQ", self.maps["tracking"].raw.lookup(bytes(4)) or b""):
+            births, deaths = births + row[0], deaths + row[1]
+        return Tracking(births, deaths, len(list(self.maps["packets"].raw.keys())))
 
     def _read_counters(self, probe_id: int) -> Counters:
         values = self.maps["counters"].raw.lookup(struct.pack("=I", probe_id))

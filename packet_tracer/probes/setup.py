@@ -70,6 +70,25 @@ class Counters:
     missed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """What became of packets' identities: births = deaths + present + forgotten.
+
+    A packet is ``forgotten`` when the table of packets is full and it was unseen for longest: it gets another
+    id if it is seen again. Not all ends are seen (a socket that reads frees in silence), so most of those
+    that are ``present`` or ``forgotten`` may have ended. Packets on their way meanwhile may be missing.
+    """
+
+    births: int
+    deaths: int
+    present: int
+
+    @property
+    def forgotten(self) -> int:
+        """How many packets there was no room for any more."""
+        return max(self.births - self.deaths - self.present, 0)
+
+
 def objects_directory() -> Path:
     """Return the directory of the BPF objects of this machine's architecture. NotSupportedError if there
     are none.
