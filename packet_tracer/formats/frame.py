@@ -55,7 +55,7 @@ def end_line(*, events: int, packets: int, duration_seconds: float, stats: Mappi
 def totals(
     events: int, packets: int, duration_seconds: float, stats: Mapping[str, Counters]
 ) -> dict[str, Any]:
-    """Return what a capture came to: ``events`` were written, ``lost`` are those that no ring had room for."""
+    """Return what a capture came to: ``events`` were written, ``lost`` are those no ring had room for."""
     return {
         "events": events,
         "packets": packets,
