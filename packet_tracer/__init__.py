@@ -16,6 +16,7 @@ from packet_tracer._version import __version__
 
 if TYPE_CHECKING:
     from packet_tracer.capture import Tracer
+    from packet_tracer.count import Count, Counter
     from packet_tracer.errors import (
         BpfError,
         NotPermittedError,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "BpfError": "errors",
+    "Count": "count",
+    "Counter": "count",
     "Counters": "probes.setup",
     "Event": "events",
     "EventBatch": "events",
@@ -45,6 +48,8 @@ _MODULES = {
 
 __all__ = [
     "BpfError",
+    "Count",
+    "Counter",
     "Counters",
     "Event",
     "EventBatch",
