@@ -135,13 +135,14 @@ class Capture:
                 log.info("attached", how=note)
             for name, reason in self._tracer.skipped.items():
                 log.info("left out", function=name, reason=reason)
-        if not self._quiet and not self._status.enabled:
+        functions = len(self._tracer.functions) - len(self._tracer.skipped)
+        many = functions > _MANY_FUNCTIONS
+        if not self._quiet and (many or not self._status.enabled):
             count = len(self._tracer.probes)
-            functions = len(self._tracer.functions) - len(self._tracer.skipped)
-            what = [counted(count, "probe")] * bool(count) + [counted(functions, "function")] * bool(
-                functions
-            )
-            cost = "; so many slow the host's network down" if functions > _MANY_FUNCTIONS else ""
+            what = [counted(count, "probe")] * bool(count)
+            # With its backend: "1698 functions by kprobe-multi, 25 left out".
+            what += [note for note in self._tracer.notes if " functions by " in note]
+            cost = "; so many slow the host's network down" if many else ""
             say(f"tracing with {' and '.join(what)}{cost}, ctrl-C ends it", probes=count, functions=functions)
 
     def _show(self) -> None:
