@@ -2,6 +2,7 @@
 /* Fills a ring buffer of an array of them with numbered records, on request: a syscall program run by test-run. */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
+#include "records.h"
 
 #define RECORD_MAX 4096
 
@@ -44,6 +45,18 @@ struct work {
 	__u64 last;
 };
 
+/* Makes an event of records.h of a record that is large enough; its second word is the request's producer. */
+static __always_inline void *event(void *record, __u16 captured)
+{
+	struct ptrace_event *event = record;
+
+	if (!event)
+		return 0;
+	__builtin_memset(event, 0, sizeof(*event));
+	event->captured_length = captured;
+	return event;
+}
+
 /* Sizes must be constants to the verifier: those that the tests use. */
 static __always_inline void *reserve(void *ring, __u32 size)
 {
@@ -53,9 +66,9 @@ static __always_inline void *reserve(void *ring, __u32 size)
 	case 104:
 		return bpf_ringbuf_reserve(ring, 104, 0);
 	case 240:
-		return bpf_ringbuf_reserve(ring, 240, 0);
+		return event(bpf_ringbuf_reserve(ring, 240, 0), 0);
 	case 336:
-		return bpf_ringbuf_reserve(ring, 336, 0);
+		return event(bpf_ringbuf_reserve(ring, 336, 0), 336 - sizeof(struct ptrace_event));
 	case 4096:
 		return bpf_ringbuf_reserve(ring, 4096, 0);
 	}
