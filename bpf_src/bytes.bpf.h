@@ -12,13 +12,13 @@
 
 #include "maps.bpf.h"
 #include "packet.bpf.h"
+#include "pages.bpf.h"
 #include "parse.bpf.h"
 
 #define COPY_CHUNK 256
 /* Steps beside those that copy: a full set of pages (MAX_SKB_FRAGS is 17) and a short list behind them. */
 #define COPY_STEPS_BESIDE 32
 #define COPY_STEPS (PTRACE_SNAPLEN_MAX / COPY_CHUNK + COPY_STEPS_BESIDE + 1)
-#define SKB_FRAG_BYTES 16
 
 /*
  * One packet's copy into a record, `room` being the size of its data area. What changes on the way lies in the record itself
@@ -166,22 +166,12 @@ static __always_inline int next_page(volatile struct walk *walk)
 {
 	struct skb_frag *frag = (void *)walk->shared + bpf_core_field_offset(struct skb_shared_info, frags) +
 				walk->frag * SKB_FRAG_BYTES;
-	struct bio_vec *old = (void *)frag;
-	__u64 page, offset;
-	__u32 length;
+	__u64 address;
+	long length = locate_page(frag, &address);
 
-	if (bpf_core_field_exists(frag->netmem)) {
-		page = BPF_CORE_READ(frag, netmem);
-		length = BPF_CORE_READ(frag, len);
-		offset = BPF_CORE_READ(frag, offset);
-	} else {
-		page = (__u64)BPF_CORE_READ(old, bv_page);
-		length = BPF_CORE_READ(old, bv_len);
-		offset = BPF_CORE_READ(old, bv_offset);
-	}
-	if (page & 1) /* net_iov: the memory of a device (8ab79ed50cf1, v6.8) */
+	if (length < 0)
 		return -1;
-	walk->address = config_page_base + ((page / config_page_struct_bytes) << config_page_shift) + offset;
+	walk->address = address;
 	walk->length = length;
 	walk->frag++;
 	return 0;

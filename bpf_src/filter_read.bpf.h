@@ -8,6 +8,7 @@
 
 #include "maps.bpf.h"
 #include "packet.bpf.h"
+#include "pages.bpf.h"
 
 #define VLAN_TAG_AT 12
 #define VLAN_TAG_END 16
@@ -130,30 +131,6 @@ __weak __noinline long filter_xdp_length(struct xdp_md *ctx)
 
 /* A full set of pages (MAX_SKB_FRAGS is 17 unless configured otherwise), and as many skbs in the list behind. */
 #define FILTER_PAGES_MAX 24
-/* sizeof(skb_frag_t), which is a bio_vec before v6.10. */
-#define FILTER_PAGE_BYTES 16
-
-/* Reads where a page of a packet lies. Returns its length, -1 where it is no memory that can be read. */
-static __always_inline long filter_page(struct skb_frag *frag, __u64 *address)
-{
-	struct bio_vec *old = (void *)frag;
-	__u64 page, offset;
-	__u32 length;
-
-	if (bpf_core_field_exists(frag->netmem)) {
-		page = BPF_CORE_READ(frag, netmem);
-		offset = BPF_CORE_READ(frag, offset);
-		length = BPF_CORE_READ(frag, len);
-	} else {
-		page = (__u64)BPF_CORE_READ(old, bv_page);
-		offset = BPF_CORE_READ(old, bv_offset);
-		length = BPF_CORE_READ(old, bv_len);
-	}
-	if (page & 1) /* net_iov: the memory of a device (8ab79ed50cf1, v6.8) */
-		return -1;
-	*address = offset + config_page_base + (page / config_page_struct_bytes << config_page_shift);
-	return length;
-}
 
 /*
  * Returns the byte of a packet that is `offset` bytes behind its linear part, -1 where there is none. `shared` is the
@@ -177,8 +154,8 @@ __weak __noinline long filter_load_page(__u64 shared, __u32 offset)
 		long length;
 
 		if (frags) {
-			length = filter_page(frag, &address);
-			frag = (void *)frag + FILTER_PAGE_BYTES;
+			length = locate_page(frag, &address);
+			frag = (void *)frag + SKB_FRAG_BYTES;
 			frags--;
 		} else if (list) {
 			address = (__u64)BPF_CORE_READ(list, data);
