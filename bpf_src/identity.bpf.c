@@ -330,11 +330,29 @@ int BPF_PROG(inet_frag_reasm_finish, void *queue, struct sk_buff *whole)
 SEC("fentry/__tcp_retransmit_skb")
 int BPF_PROG(tcp_retransmit_skb, void *sk, struct sk_buff *skb)
 {
-	struct tracked *found = find_tracked(head_of(skb));
+	__u64 head = head_of(skb);
+	struct tracked *found = find_tracked(head);
 
 	if (!found)
 		return 0;
+	take_up((__u64)skb, head);
 	found->parent_id = found->id;
 	found->id = new_packet_id(bpf_ktime_get_ns());
+	return 0;
+}
+
+/* Nothing was sent: the first is still in a queue, or there is no memory or route. So it stays what it was. */
+SEC("fexit/__tcp_retransmit_skb")
+int BPF_PROG(tcp_retransmit_skb_after, void *sk, struct sk_buff *skb, int segments, int error)
+{
+	__u64 key = (__u64)skb;
+	struct tracked *before = bpf_map_lookup_elem(&moving, &key);
+	struct tracked *found = find_tracked(head_of(skb));
+
+	if (before && found && error) {
+		found->id = before->id;
+		found->parent_id = before->parent_id;
+	}
+	bpf_map_delete_elem(&moving, &key);
 	return 0;
 }

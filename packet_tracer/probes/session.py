@@ -54,6 +54,7 @@ _REFINEMENTS = (
     "skb_try_coalesce",
     "inet_frag_reasm_finish",
     "tcp_retransmit_skb",
+    "tcp_retransmit_skb_after",
 )
 
 

@@ -17,11 +17,12 @@ from packet_tracer.errors import NotSupportedError, UsageError
 from packet_tracer.events import Event
 from packet_tracer.events._layout import Hook
 from packet_tracer.lab import Lab, Node
+from packet_tracer.lab.commands import run
 from packet_tracer.probes.function_probes import BACKENDS, Backend, number
 from packet_tracer.probes.functions import FunctionTable
 from packet_tracer.probes.session import ProbeSession
 from packet_tracer.probes.setup import KernelSetup
-from tests.kernel.capturing import trace
+from tests.kernel.capturing import trace, udp_socket
 
 COUNT = 3
 
@@ -122,6 +123,35 @@ def test_returns(network: Lab) -> None:
     hooks = [event.return_value for event in returns if event.probe == "nf_hook_slow returns"]
     assert set(hooks) == {1, -errno.EPERM}
     assert values[2:] == [-errno.EPERM]
+
+
+@pytest.mark.requires("fentry")
+@pytest.mark.parametrize("follow", [None, False])
+def test_follows_what_matched_once(network: Lab, follow: bool | None) -> None:
+    """With a filter that is the default: the address it matched by is gone after the router's prerouting."""
+    port, translated = 7001, 7002
+    rule = f"udp dport {port} dnat to 198.51.100.2:{translated}"
+    chain = f"chain prerouting {{ type nat hook prerouting priority dstnat; {rule}; }}"
+    rules = f"table ip follow {{ {chain}; }}"
+    run(["nft", "-f", "-"], rules, network.router.netns)
+
+    def traffic() -> None:
+        with udp_socket(network.server) as receiver:
+            receiver.bind(("198.51.100.2", translated))
+            receiver.settimeout(2)
+            with udp_socket(network.client, ("198.51.100.2", port)) as sender:
+                sender.send(b"followed")
+            assert receiver.recv(100) == b"followed"
+
+    try:
+        events = traced(
+            network.router, ["ip_rcv", "ip_output"], traffic, filter=f"udp dst port {port}", follow=follow
+        )
+    finally:
+        run(["nft", "delete", "table", "ip", "follow"], "", network.router.netns)
+    seen = [(event.probe, event.packet.destination_port) for event in events]
+    assert seen == [("ip_rcv", port)] + [("ip_output", translated)] * (follow is None)
+    assert len({event.packet_id for event in events}) == 1
 
 
 def test_refused_function_is_left_out_and_named(network: Lab, backend: Backend) -> None:

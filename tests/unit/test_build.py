@@ -57,6 +57,7 @@ PROGRAMS = {
         "fentry/skb_try_coalesce": {"skb_try_coalesce"},
         "fexit/inet_frag_reasm_finish": {"inet_frag_reasm_finish"},
         "fentry/__tcp_retransmit_skb": {"tcp_retransmit_skb"},
+        "fexit/__tcp_retransmit_skb": {"tcp_retransmit_skb_after"},
     },
     "kprobe": {
         "kprobe": {"kprobe_entry"},
