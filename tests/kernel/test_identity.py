@@ -318,7 +318,7 @@ def test_encapsulation(recording: Recording) -> None:
 
 def test_segments_name_their_parent(recording: Recording) -> None:
     events = recording.of(SEGMENTED, socket.IPPROTO_TCP)
-    large = {event.packet_id for event in events if event.probe == "ip_forward" and event.length > 1500}
+    large = {event.packet_id for event in events if event.probe == "ip_forward" and event.length > 1514}
     assert large
     segments = [event for event in events if event.parent_id in large]
     assert segments
