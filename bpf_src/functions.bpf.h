@@ -52,21 +52,47 @@ static __always_inline void guess_protocol(struct packet_view *view)
 		view->protocol = ETH_P_IPV6;
 }
 
+static __always_inline void view_function(struct packet_view *view, struct sk_buff *skb, struct facts *facts)
+{
+	view_metadata(view, skb, valid_device(READ(skb, dev)));
+	remember_namespace(view, facts);
+}
+
+/*
+ * Returns whether a function's packet passes every filter; its view is then complete. There are thousands of functions, and
+ * most of what they see is nobody's business: so where nothing but the packet filter decides, it decides before device and
+ * namespace are even looked at.
+ */
+static __always_inline bool function_passes(struct packet_view *view, struct sk_buff *skb, struct facts *facts)
+{
+	bool filter_first = filter_enabled && !filter_reads_metadata && !filter_netns_count &&
+			    !filter_interface_count && !filter_mark_mask;
+
+	if (!valid_pointer(skb))
+		return false;
+	view->skb = skb;
+	if (!filter_first) {
+		view_function(view, skb, facts);
+		if (!passes_metadata(view))
+			return false;
+	}
+	view_bytes(view, POSITION_BY_SKB);
+	guess_protocol(view);
+	if (!passes_filter(view, facts))
+		return false;
+	if (filter_first) {
+		view_function(view, skb, facts);
+		if (!passes_metadata(view))
+			return false;
+	}
+	return !is_message(skb);
+}
+
 static __always_inline int trace_function(void *ctx, struct sk_buff *skb, struct facts *facts)
 {
 	struct packet_view view;
 
-	if (!valid_pointer(skb))
-		return 0;
-	view_metadata(&view, skb, valid_device(READ(skb, dev)));
-	remember_namespace(&view, facts);
-	if (!passes_metadata(&view) || is_message(skb)) {
-		count_rejected(facts->probe_id);
-		return 0;
-	}
-	view_bytes(&view, POSITION_BY_SKB);
-	guess_protocol(&view);
-	if (!passes_filter(&view, facts)) {
+	if (!function_passes(&view, skb, facts)) {
 		count_rejected(facts->probe_id);
 		return 0;
 	}
@@ -82,15 +108,7 @@ static __always_inline int remember_function(struct sk_buff *skb, __u32 probe_id
 	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION, .probe_id = probe_id};
 	struct packet_view view;
 
-	if (!valid_pointer(skb))
-		return 0;
-	view_metadata(&view, skb, valid_device(READ(skb, dev)));
-	remember_namespace(&view, &facts);
-	if (!passes_metadata(&view) || is_message(skb))
-		return 0;
-	view_bytes(&view, POSITION_BY_SKB);
-	guess_protocol(&view);
-	if (passes_filter(&view, &facts))
+	if (function_passes(&view, skb, &facts))
 		remember_call(&view, &facts, &key);
 	return 0;
 }
