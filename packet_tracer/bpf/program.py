@@ -166,8 +166,10 @@ class Program(Descriptor):
         if data:
             keep.append(ffi.from_buffer(data))
             opts.data_in, opts.data_size_in = keep[0], len(data)
-            opts.data_size_out = len(data) + 256 if output_size is None else output_size
-            opts.data_out = output = ffi.new("char[]", opts.data_size_out or 1)
+            size = len(data) + 256 if output_size is None else output_size
+            if size:  # the kernel takes a size of 0 for no bound at all
+                opts.data_size_out = size
+                opts.data_out = output = ffi.new("char[]", size)
         if context is not None:
             keep.append(ffi.from_buffer(context))
             opts.ctx_in, opts.ctx_size_in = keep[-1], len(context)

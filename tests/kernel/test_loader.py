@@ -150,6 +150,7 @@ def test_program_info_and_run_statistics() -> None:
         assert info.recursion_misses == 0
         assert set(info.map_ids) <= {each.id for each in loaded.maps.values()}
         assert loaded.maps["answers"].id in info.map_ids
+        assert program.test_run(FRAME, output_size=0).data == b""
         with Program.from_id(program.id) as again:
             assert again.fd != program.fd
             assert again.info().id == program.id
