@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from packet_tracer import netns as namespaces
@@ -18,6 +19,7 @@ from packet_tracer.bpf.btf import Btf, Kind
 from packet_tracer.bpf.errors import ProgramLoadError
 from packet_tracer.bpf.link import Link
 from packet_tracer.bpf.maps import Map, RawMap
+from packet_tracer.bpf.parallel import load_together
 from packet_tracer.bpf.program import PreparedProgram, Program
 from packet_tracer.errors import BpfError, UsageError
 from packet_tracer.events._layout import COUNTERS_FIELDS, COUNTERS_FORMAT, SNAPLEN_MAX, Hook, ProbeId
@@ -219,7 +221,11 @@ class ProbeSession:
 
     def _load_programs(self, prepared: dict[str, PreparedProgram]) -> None:
         with ExitStack() as undo:
-            loaded = {name: undo.enter_context(self._load_program(each)) for name, each in prepared.items()}
+            loaded = load_together(
+                {name: partial(self._load_program, each) for name, each in prepared.items()}
+            )
+            for program in loaded.values():
+                undo.enter_context(program)
             self.programs.update(loaded)
             self._stack.push(undo.pop_all())
 

@@ -135,7 +135,7 @@ def test_probes_are_listed_with_what_is_so_here(found: dict[str, Any]) -> None:
     assert by_name["tc:egress"]["available"] is hooks["tc"]
     assert by_name["netfilter:ipv6:input"]["available"] is hooks["netfilter ipv6"]
     assert by_name["kfree_skb"]["available"] is hooks["tracepoint"]
-    assert by_name["kfree_skb"]["profiles"] == ["default", "drops"]
+    assert by_name["kfree_skb"]["profiles"] == ["default", "path", "drops"]
 
 
 def test_probes_by_pattern() -> None:

@@ -171,12 +171,12 @@ def test_a_wrong_member_is_found() -> None:
 
 
 def test_fragments_of_a_packet_lie_behind_each_other() -> None:
-    """bytes.bpf.h steps from page to page by SKB_FRAG_BYTES: the size of the array's elements."""
+    """pages.bpf.h has the step from page to page, SKB_FRAG_BYTES: the size of the array's elements."""
     btf = Btf.vmlinux()
     members = members_of(btf, btf.find("skb_shared_info", Kind.STRUCT))
     frags = btf.resolve(members["frags"][0])
     assert isinstance(frags, Array)
-    text = (HEADER.parent / "bytes.bpf.h").read_text()
+    text = (HEADER.parent / "pages.bpf.h").read_text()
     declared_bytes = re.search(r"#define SKB_FRAG_BYTES (\d+)", text)
     assert declared_bytes is not None
     assert btf.size_of(frags.type_id) == int(declared_bytes[1])
