@@ -93,6 +93,17 @@ def send_with_metadata(node: Node, interface: str, frame: bytes, header: tuple[i
         opened.send(VNET_HEADER.pack(*header) + frame)
 
 
+def skip_without_netfilter_links(node: Node) -> None:
+    """Skip where netfilter has no programs (84601d6ee68a, v6.4)."""
+    try:
+        with Tracer(netns=node.name, probes="netfilter:ipv4:input"):
+            return
+    except PtraceError as error:
+        if error.exit_code != EXIT_NOT_SUPPORTED:
+            raise
+        pytest.skip(f"this kernel has no netfilter links: {error}")
+
+
 def ethernet(payload: bytes, protocol: int, *, source: str = "c0", destination: str = "r0") -> bytes:
     """Return a frame between two of the lab's interfaces."""
     macs = bytes.fromhex((mac(destination) + mac(source)).replace(":", ""))

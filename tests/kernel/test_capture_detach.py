@@ -18,10 +18,9 @@ from packet_tracer import lab
 from packet_tracer.bpf.errors import AttachError, ProgramLoadError
 from packet_tracer.bpf.program import PreparedProgram, Program
 from packet_tracer.capture import Tracer
-from packet_tracer.errors import PtraceError
 from packet_tracer.lab import Lab
 from packet_tracer.probes import session as sessions
-from tests.kernel.capturing import trace
+from tests.kernel.capturing import skip_without_netfilter_links, trace
 from tests.kernel.cli import PATIENCE, PTRACE, until
 from tests.kernel.loading import gone, link_exists, map_exists, program_exists
 
@@ -319,13 +318,7 @@ def test_a_second_xdp_capture_is_refused_in_one_line(network: Lab) -> None:
 def test_two_netfilter_captures_at_once(network: Lab) -> None:
     """At one hook programs must differ in priority: the second goes behind the first."""
     settings = {"netns": network.router.name, "probes": "netfilter:ipv4:*"}
-    try:
-        with Tracer(**settings):  # type: ignore[arg-type]
-            pass
-    except PtraceError as error:
-        if error.exit_code != 4:
-            raise
-        pytest.skip(f"this kernel has no netfilter links: {error}")
+    skip_without_netfilter_links(network.router)
     first, second = Tracer(**settings), Tracer(**settings)  # type: ignore[arg-type]
     with first:
         of_second = trace(second, lambda: lab.ping(network.route, count=3))

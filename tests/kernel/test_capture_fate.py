@@ -62,13 +62,11 @@ def usable(netns: str) -> tuple[str, ...]:
 
 
 def traced(network: Lab, run: Callable[[], T], *, without: str = "") -> T:
-    """Return what a run comes to with all probes, but one, at router and server, with all bytes."""
+    """Return what a run comes to with all probes, but one, at router and server."""
     probes = [probe for probe in usable(network.router.name) if probe != without]
     with ExitStack() as stack:
         tracers = [
-            stack.enter_context(
-                Tracer(netns=node.name, interface=node.interfaces, probes=probes, snaplen=2048)
-            )
+            stack.enter_context(Tracer(netns=node.name, interface=node.interfaces, probes=probes))
             for node in (network.router, network.server)
         ]
         result = run()

@@ -19,7 +19,7 @@ from packet_tracer.bpf.program import ProgramInfo
 from packet_tracer.capture import Tracer
 from packet_tracer.lab import Lab
 from packet_tracer.probes.setup import Counters, ring_size
-from tests.kernel.capturing import flood, udp_socket
+from tests.kernel.capturing import flood, skip_without_netfilter_links, udp_socket
 
 PORT = 4000
 
@@ -92,9 +92,8 @@ def test_interface_probes_run_as_often_as_they_say(network: Lab, probe: str) -> 
 
 @pytest.mark.requires("netfilter-link")
 def test_netfilter_probes_run_as_often_as_they_say(network: Lab) -> None:
+    skip_without_netfilter_links(network.router)
     tracer = Tracer(netns=network.router.name, probes="netfilter:*", count_rejected=True)
-    if not tracer.probes:
-        pytest.skip("no netfilter probes here")
     outcome = capture(
         tracer, lambda: (lab.ping(network.route, count=20), lab.ping(network.route, version=6, count=20))
     )

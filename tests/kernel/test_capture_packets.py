@@ -18,7 +18,18 @@ from packet_tracer.events import Event
 from packet_tracer.events import flags as bits
 from packet_tracer.lab import Lab
 from packet_tracer.netns import entered
-from tests.kernel.capturing import ethernet, ipv4, ipv6, on_one_cpu, trace, udp, witness
+from packet_tracer.probes.catalogue import PROBES
+from packet_tracer.probes.objects import CaptureObjects
+from tests.kernel.capturing import (
+    ethernet,
+    ipv4,
+    ipv6,
+    on_one_cpu,
+    skip_without_netfilter_links,
+    trace,
+    udp,
+    witness,
+)
 
 IPV4, IPV6, ARP, VLAN, QINQ = 0x0800, 0x86DD, 0x0806, 0x8100, 0x88A8
 HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, OPTIONS, NOTHING = 0, 43, 44, 51, 60, 59
@@ -312,8 +323,21 @@ def test_tag_beside_the_packet(network: Lab) -> None:
 
 
 @pytest.mark.parametrize("snaplen", [0, 1, 14, 64, 96, 128, 512, 2048, 9216])
-def test_bytes_are_what_was_sent(network: Lab, snaplen: int) -> None:
-    """Small, large, and larger than a page: the first ``snaplen`` bytes of each, at each probe."""
+def test_bytes_are_what_was_sent(network: Lab, snaplen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small, large, and larger than a page: the first ``snaplen`` bytes of each, at each probe.
+
+    Where tracepoints can't use the kernel's own walk over a packet (before 6.11), a small snaplen leaves out
+    what lies in pages, which costs the verifier seconds, and says so.
+    """
+    left_out: set[str] = set()
+    prepare = CaptureObjects.prepare
+
+    def watched(self: CaptureObjects, name: str, *arguments: Any, **settings: Any) -> Any:
+        if settings.get("linear_only"):
+            left_out.update(probe.name for probe in PROBES if probe.object == name)
+        return prepare(self, name, *arguments, **settings)
+
+    monkeypatch.setattr(CaptureObjects, "prepare", watched)
     network.set_mtu(9000)
     try:
         frames = [
@@ -322,10 +346,15 @@ def test_bytes_are_what_was_sent(network: Lab, snaplen: int) -> None:
         ]
         for probe, events in sightings(network, frames, snaplen=snaplen, ring_bytes=8 << 20).items():
             assert [event.length for event in events] == [len(frame) for frame in frames], probe
-            assert [event.data for event in events] == [frame[:snaplen] for frame in frames], probe
-            # However few bytes are kept, the headers were read.
-            assert {event.packet.destination_port for event in events} == {4000}, probe
-            assert not any(event.flags & bits.BYTES_MISSING for event in events), probe
+            for event, frame in zip(events, frames, strict=True):
+                if event.flags & bits.BYTES_MISSING:
+                    assert probe in left_out
+                    linear = event.length - event.raw()["data_length"]
+                    assert event.data == frame[: min(snaplen, linear)]
+                else:
+                    assert event.data == frame[:snaplen], probe
+                    # However few bytes are kept, the headers were read.
+                    assert event.packet.destination_port == 4000, probe
     finally:
         network.set_mtu(1500)
 
@@ -384,16 +413,13 @@ def test_loopback(network: Lab) -> None:
     assert len({event.packet_id for event in events}) == 5
 
 
+@pytest.mark.requires("netfilter-link")
 @pytest.mark.parametrize("version", [4, 6])
 def test_the_same_packet_at_every_netfilter_hook(network: Lab, version: Any) -> None:
     """What netfilter shows has no link header: the IP packet alone, hop limit counted down on the way."""
     tracer = Tracer(netns=network.router.name, probes=f"netfilter:ipv{version}:*", snaplen=256)
-    try:
-        events = trace(tracer, lambda: lab.udp_exchange(network.route, version=version, count=4))
-    except PtraceError as error:
-        if error.exit_code != 4:
-            raise
-        pytest.skip(f"this kernel has no netfilter links: {error}")
+    skip_without_netfilter_links(network.router)
+    events = trace(tracer, lambda: lab.udp_exchange(network.route, version=version, count=4))
     asked = [event for event in events if event.packet.destination_port == 53]
     by_hook = {
         hook: [event for event in asked if event.probe.endswith(hook)]

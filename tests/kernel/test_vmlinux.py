@@ -44,10 +44,9 @@ ALTERNATIVES: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("skb_frag.netmem", "skb_frag.len", "skb_frag.offset"),
         ("bio_vec.bv_page", "bio_vec.bv_len", "bio_vec.bv_offset"),
     ),
-    (
-        ("bpf_nf_ctx.state", "bpf_nf_ctx.skb"),
-        (),
-    ),  # without netfilter links nothing reads it: 84601d6ee68a (v6.4)
+    # Without netfilter links nothing reads these: 84601d6ee68a (v6.4).
+    (("bpf_nf_ctx.state", "bpf_nf_ctx.skb"), ()),
+    (("nf_hook_state.hook",), ()),
 )
 
 
