@@ -40,6 +40,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _abandon_output()
         return code
+    finally:
+        if arguments is None:  # the process ends here
+            _ignore_signals()
+
+
+def _ignore_signals() -> None:
+    """All is taken down and the exit code decided: a signal while Python shuts down must not change it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _invoke(arguments: Sequence[str] | None) -> int:
