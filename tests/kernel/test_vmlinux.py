@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from packet_tracer.bpf.btf import Array, Btf, Int, Kind, Struct
-from packet_tracer.bpf.errors import BtfError
+from packet_tracer.bpf.btf import Array, Btf, Int, Kind, Prototype, Reference, Struct
 
 HEADER = Path(__file__).parents[2] / "bpf_src/vmlinux.h"
 pytestmark = pytest.mark.requires("btf")
@@ -221,15 +220,23 @@ def test_constants_are_the_kernels(enum: str, names: tuple[str, ...]) -> None:
     assert {name: there[name] for name in here} == here
 
 
-def test_drop_reason_is_an_enum_where_the_kernel_has_it() -> None:
-    """A tracepoint argument of another size would be read wrongly: the record has 32 bits for it."""
+def test_kfree_skb_gives_a_reason_where_there_are_reasons() -> None:
+    """What is attached depends on the enum; an argument of another size or place would be read wrongly."""
     btf = Btf.vmlinux()
-    try:
-        reason = btf.find("skb_drop_reason", Kind.ENUM)
-    except BtfError:
-        pytest.skip("this kernel has no drop reasons (c504e5c2f964, v5.17)")
-    assert btf.size_of(reason) == 4
-    assert "SKB_DROP_REASON_NOT_SPECIFIED" in btf.enum("skb_drop_reason")
+    typedef = btf.type(btf.find("btf_trace_kfree_skb", Kind.TYPEDEF))
+    assert isinstance(typedef, Reference)
+    pointer = btf.type(typedef.type_id)
+    assert isinstance(pointer, Reference)
+    prototype = btf.type(pointer.type_id)
+    assert isinstance(prototype, Prototype)
+    # The first is the tracepoint's own; then come skb and location.
+    _, skb, location, *more = prototype.parameters
+    assert [btf.resolve(each.type_id).kind for each in (skb, location)] == [Kind.POINTER, Kind.POINTER]
+    if btf.get("skb_drop_reason", Kind.ENUM) is None:
+        assert not more
+    else:
+        assert (btf.resolve(more[0].type_id).name, btf.size_of(more[0].type_id)) == ("skb_drop_reason", 4)
+        assert "SKB_DROP_REASON_NOT_SPECIFIED" in btf.enum("skb_drop_reason")
 
 
 def test_the_kernel_is_one_of_64_bits() -> None:
