@@ -40,6 +40,7 @@ from tests.kernel.capturing import (
 )
 
 T = TypeVar("T")
+CHECKSUM_SEEN = 2  # VIRTIO_NET_HDR_F_DATA_VALID
 PORT = 4000
 IPV4, IPV6, VLAN = 0x0800, 0x86DD, 0x8100
 MORE, SCTP, UDP_LITE = 0x2000, 132, 136
@@ -130,9 +131,12 @@ def frames() -> list[bytes]:
 
 
 def to_server(seen: list[bytes], interface: str) -> list[bytes]:
-    """Leave out what others sent: answers that the kernel limits in time (ICMP) or fills at random."""
+    """Leave out what others sent: answers that the kernel limits in time (ICMP) or fills at random.
+
+    And whether somebody looked at the checksum already: GRO does, which veth has with XDP only.
+    """
     address = bytes.fromhex(mac(interface).replace(":", ""))
-    return [frame for frame in seen if frame[10:16] == address]
+    return [bytes([frame[0] & ~CHECKSUM_SEEN]) + frame[1:] for frame in seen if frame[10:16] == address]
 
 
 def test_frames_of_every_kind(network: Lab) -> None:
