@@ -25,8 +25,10 @@ struct tracked {
 	__u64 id;
 	__u64 parent_id;
 	__u64 content; /* what does not change on the way: see content_of() */
+	__u64 skb_address;
 	__u32 netns_inode;
 	__u32 ifindex;
+	__u32 ip_length;
 	/* Where it was first seen: a packet does not come by there again. */
 	__u32 birth_netns;
 	__u32 birth_ifindex;
@@ -104,6 +106,23 @@ static __always_inline __u64 content_of(const struct ptrace_event *record)
 	return (content & ~3ULL) | CONTENT_KNOWN | (unique ? CONTENT_UNIQUE : 0);
 }
 
+/*
+ * The length that the IP header tells, 0 without one: the same wherever the packet is, with whatever link header or padding.
+ * Only GRO changes it, within one skb.
+ */
+static __always_inline __u32 ip_length(const struct ptrace_event *record)
+{
+	__u32 at = *(volatile __u16 *)&record->network_offset;
+
+	if (!(record->flags & PTRACE_EVENT_IP))
+		return 0;
+	at += record->protocol == ETH_P_IP ? 2 : 4;
+	asm volatile("" : "+r"(at));
+	if (at > 128 - sizeof(__u16)) /* the smallest room behind a record */
+		return 0;
+	return *(__u16 *)((void *)(record + 1) + at);
+}
+
 static __always_inline struct tracked *find_tracked(__u64 head)
 {
 	return bpf_map_lookup_elem(&packets, &head);
@@ -157,6 +176,9 @@ static __always_inline bool same_packet(const struct tracked *known, const struc
 		return true;
 	if (!content || !known->content)
 		return true;
+	/* An acknowledgement and the data sent with the same numbers differ in length alone. */
+	if (known->skb_address != record->skb_address && known->ip_length != ip_length(record))
+		return false;
 	return known->content == content && !is_reborn(known, record);
 }
 
@@ -174,7 +196,7 @@ static __always_inline struct tracked *find_moved(const struct ptrace_event *rec
 		return 0;
 	known = find_tracked(*before);
 	if (!known || known->content != content || known->netns_inode != record->netns_inode ||
-	    is_reborn(known, record))
+	    known->ip_length != ip_length(record) || is_reborn(known, record))
 		return 0;
 	if (bpf_map_update_elem(&packets, &head, known, BPF_ANY))
 		return 0;
@@ -187,8 +209,11 @@ static __always_inline void take_identity(struct ptrace_event *record, struct tr
 {
 	record->packet_id = known->id;
 	record->parent_id = known->parent_id;
-	if (content)
+	if (content) {
 		known->content = content;
+		known->skb_address = record->skb_address;
+		known->ip_length = ip_length(record);
+	}
 	if (record->ttl)
 		known->ttl = record->ttl;
 	if (record->netns_inode)
@@ -204,6 +229,8 @@ static __always_inline void give_birth(struct ptrace_event *record, __u64 conten
 	struct tracked born = {
 		.id = new_packet_id(record->timestamp_ns),
 		.content = content,
+		.skb_address = record->skb_address,
+		.ip_length = ip_length(record),
 		.netns_inode = record->netns_inode,
 		.ifindex = record->ifindex,
 		.birth_netns = record->netns_inode,
