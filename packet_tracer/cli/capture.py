@@ -263,9 +263,9 @@ def capture(
     from packet_tracer.cli import output as outputs
 
     if journeys:
-        if formatted == "json" or stack:
-            raise UsageError("--journeys is text without stacks: leave out --format json and --stack")
-        formatted, follow = "text", follow is not False
+        if write == "-":
+            raise UsageError("-w writes events: for journeys as JSON say --journeys --format json")
+        formatted, follow = formatted or "text", follow is not False
     outputs.check(formatted, write)
 
     from packet_tracer.capture import Tracer

@@ -124,8 +124,13 @@ class JsonOutput(Output):
                     packets=totals.packets,
                     duration_seconds=totals.seconds,
                     stats=stats,
+                    journeys=self._also_at_end(),
                 )
             )
+
+    def _also_at_end(self) -> Mapping[str, int]:
+        """Return what the last line says beside the totals of every capture."""
+        return {}
 
 
 @contextmanager
@@ -140,17 +145,17 @@ def choose(
     """Open what ``--format`` and ``-w`` ask for: events on stdout, in a file, or both.
 
     ``-w`` writes the captured bytes too, ``--format json`` with ``data``; both kernel stacks with ``frames``,
-    which names theirs. With ``journeys`` text is that of packets, not events. A file that exists is emptied
+    which names theirs. With ``journeys`` stdout gets packets, not events. A file that exists is emptied
     when the capture has begun, not before: a mistake does not cost the last one. Raises OSError where it
     can't be opened.
     """
     with ExitStack() as files:
         chosen: list[Output] = []
         stdout = Writer(_STDOUT, "standard output")
-        if output == "json" or path == "-":
+        if journeys:
+            chosen.append(_journeys(stdout, as_json=output == "json", frames=frames))
+        elif output == "json" or path == "-":
             chosen.append(_json(stdout, data=data or path == "-", frames=frames))
-        elif journeys:
-            chosen.append(_journeys(stdout))
         elif output == "text" or path is None:
             chosen.append(_text(stdout, frames=frames))
         if path is not None and path != "-":
@@ -173,11 +178,13 @@ def _text(writer: Writer, *, frames: Frames | None) -> Output:
     return Output(writer, _with_stacks(Text(color=colors_wanted()), frames, as_json=False))
 
 
-def _journeys(writer: Writer) -> Output:
-    from packet_tracer.cli.journeys import JourneyOutput
+def _journeys(writer: Writer, *, as_json: bool, frames: Frames | None) -> Output:
+    from packet_tracer.cli.journeys import JourneyJsonOutput, JourneyOutput
     from packet_tracer.terminal import colors_wanted
 
-    return JourneyOutput(writer, color=colors_wanted())
+    if as_json:
+        return JourneyJsonOutput(writer, frames=frames)
+    return JourneyOutput(writer, color=colors_wanted(), frames=frames)
 
 
 def _with_stacks(formatter: Formatter, frames: Frames | None, *, as_json: bool) -> Formatter:

@@ -47,9 +47,17 @@ def start_line(*, probes: Iterable[str], snaplen: int, wall_clock_offset_ns: int
     )
 
 
-def end_line(*, events: int, packets: int, duration_seconds: float, stats: Mapping[str, Counters]) -> str:
-    """Return the line after the last event."""
-    return _line({"type": "end", **totals(events, packets, duration_seconds, stats)})
+def end_line(
+    *,
+    events: int,
+    packets: int,
+    duration_seconds: float,
+    stats: Mapping[str, Counters],
+    journeys: Mapping[str, int] | None = None,
+) -> str:
+    """Return the line after the last event. ``journeys`` are the keys that only journeys add to it."""
+    came_to = totals(events, packets, duration_seconds, stats)
+    return _line({"type": "end", **came_to, **(journeys or {})})
 
 
 def totals(
@@ -71,22 +79,29 @@ def _line(values: Mapping[str, Any]) -> str:
 
 def lines_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of every line that is written."""
+    from packet_tracer.formats.journey_json import journey_schema  # no capture of events waits for it
+
     event = schema()
     dialect = event.pop("$schema")
     return {
         "$schema": dialect,
         "title": "packet-tracer lines",
         "description": "What `ptrace capture --format json` and `-w FILE.jsonl` write, one object a line.",
-        "oneOf": [{"$ref": f"#/$defs/{name}"} for name in ("event", "start", "end")],
-        "$defs": {"event": event, "start": _START, "end": _END},
+        "oneOf": [{"$ref": f"#/$defs/{name}"} for name in ("event", "journey", "start", "end")],
+        "$defs": {"event": event, "journey": journey_schema(), "start": _START, "end": _END},
     }
 
 
-def _object(description: str, type_: str, properties: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _object(
+    description: str,
+    type_: str,
+    properties: Mapping[str, Mapping[str, Any]],
+    optional: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     return {
         "description": description,
         "type": "object",
-        "properties": {"type": {"const": type_}, **properties},
+        "properties": {"type": {"const": type_}, **properties, **(optional or {})},
         "required": ["type", *properties],
         "additionalProperties": False,
     }
@@ -114,7 +129,10 @@ _END = _object(
     "The last line: what it came to. A file without it was cut short.",
     "end",
     {
-        "events": {"type": "integer", "description": "event lines in this output"},
+        "events": {
+            "type": "integer",
+            "description": "event lines in this output; with --journeys: events in its journeys",
+        },
         "packets": {"type": "integer", "description": "packets that they belong to"},
         "lost": {"type": "integer", "description": "events that no ring had room for"},
         "duration_seconds": {"type": "number", "description": "from the first moment to the last"},
@@ -129,6 +147,13 @@ _END = _object(
                 },
                 "required": [field.name for field in fields(Counters)],
             },
+        },
+    },
+    {
+        "journeys": {"type": "integer", "description": "with --journeys: journey lines in this output"},
+        "forgotten": {
+            "type": "integer",
+            "description": "with --journeys: of these, given out early because too many were under way",
         },
     },
 )

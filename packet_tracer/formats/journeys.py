@@ -14,7 +14,8 @@ import time
 from collections.abc import Iterable
 
 from packet_tracer.events import Hook
-from packet_tracer.formats.text import packet_text, printable
+from packet_tracer.formats.journey_json import StackOf
+from packet_tracer.formats.text import packet_text, printable, stack_lines
 from packet_tracer.journey import EndKind, Hop, Journey
 from packet_tracer.probes.stages import stage_of
 from packet_tracer.terminal import BOLD, DIM, GREEN, RED, YELLOW, paint
@@ -29,13 +30,14 @@ _OUR_VERDICTS = (Hook.XDP, Hook.TC, Hook.NETFILTER)
 
 
 class JourneyText:
-    """Formats journeys. ``color`` writes ANSI colours: for terminals only.
+    """Formats journeys. ``color`` writes ANSI colours: for terminals only. ``stack_of`` adds kernel stacks.
 
     Columns grow with what they hold, up to a bound, and don't shrink, so that journeys stay aligned.
     """
 
-    def __init__(self, *, color: bool = False) -> None:
+    def __init__(self, *, color: bool = False, stack_of: StackOf | None = None) -> None:
         self._color = color
+        self._stack_of = stack_of
         self._widths = [9, 12, 18, 9]
 
     def format(self, journeys: Iterable[Journey]) -> str:
@@ -49,7 +51,10 @@ class JourneyText:
             for index, cell in enumerate(row):
                 self._widths[index] = max(self._widths[index], min(len(cell), _WIDEST))
         lines = [self._title(journey)]
-        lines += [self._line(hop, row) for hop, row in zip(hops, rows, strict=True)]
+        for hop, row in zip(hops, rows, strict=True):
+            lines.append(self._line(hop, row))
+            if self._stack_of is not None:
+                lines += [f"    {line}" for line in stack_lines(self._stack_of(hop.event))]
         return "\n".join([*lines, self._end(journey), "", ""])
 
     def _title(self, journey: Journey) -> str:

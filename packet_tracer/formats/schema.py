@@ -10,7 +10,7 @@ from typing import Any
 from packet_tracer.formats.fields import FIELDS, Field
 
 #: The one key that is not always there.
-_STACK = {
+STACK = {
     "type": ["array", "null"],
     "items": {"type": "string"},
     "description": "with --stack: the functions of the kernel's stack, innermost first; null: not kept",
@@ -24,7 +24,7 @@ def schema() -> dict[str, Any]:
         "title": "packet-tracer event",
         "description": "One event, as `ptrace capture --format json` writes it, one a line.",
         "type": "object",
-        "properties": {field.key: _property(field) for field in FIELDS} | {"stack": _STACK},
+        "properties": {field.key: _property(field) for field in FIELDS} | {"stack": STACK},
         "required": [field.key for field in FIELDS],
         "additionalProperties": False,
     }
@@ -42,6 +42,8 @@ def _property(field: Field) -> dict[str, Any]:
 
 def markdown() -> str:
     """Return the page that documents the keys."""
+    from packet_tracer.formats.journey_json import journey_markdown
+
     rows = "".join(
         f"| `{field.key}` | {field.type}{' or null' if field.nullable else ''} | {field.description} |\n"
         for field in FIELDS
@@ -58,7 +60,16 @@ same table of fields: `python -m packet_tracer.formats.schema > docs/json.md`.
 
 | key | type | meaning |
 | --- | --- | --- |
-{rows}"""
+{rows}
+## Journeys
+
+`ptrace capture --journeys --format json` writes an object of `type` `journey` for each packet, once its
+journey is over ([journeys.md](journeys.md)), between a `start` and an `end` line. `identity` says how packets
+are told apart: `exact` or `best effort` ([identity.md](identity.md)). The `end` line then also has
+`journeys`, the number of these objects, and `forgotten`, how many of them were given out early because too
+many packets were under way. With `--stack` each hop has a `stack`.
+
+{journey_markdown()}"""
 
 
 if __name__ == "__main__":

@@ -50,6 +50,12 @@ def printable(text: str) -> str:
     )
 
 
+def stack_lines(stack: tuple[str, ...] | None) -> list[str]:
+    """Return the lines of a kernel stack, innermost function first; None is one that was not kept."""
+    frames = ("(its kernel stack was not kept)",) if stack is None else stack
+    return [f"    {printable(frame)}" for frame in frames]
+
+
 class Columns(NamedTuple):
     """The text of a place, column by column."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import socket
 import time
@@ -233,7 +235,49 @@ def test_the_command_prints_packets_while_it_runs_and_at_its_end(network: Lab, t
     assert "\x1b" not in running.seen
 
 
-@pytest.mark.parametrize("other", [["--format", "json"], ["--stack"], ["-w", "-"]])
+def test_the_command_writes_packets_as_json(network: Lab, tmp_path: Path) -> None:
+    names = [word for node in network.nodes for word in ("--netns", node.name)]
+    with capturing(tmp_path, *names, "--journeys", "--format", "json", "udp") as running:
+        lab.dropped(network.route)
+        until(lambda: '"journey"' in running.seen, "it was not written while the capture ran")
+        lab.dropped(network.route)
+        assert running.end() == 0
+    start, first, second, end = (json.loads(line) for line in running.seen.splitlines())
+    assert (start["type"], end["type"], end["journeys"], end["forgotten"]) == ("start", "end", 2, 0)
+    assert [one["number"] for one in (first, second)] == [1, 2]
+    assert first["packet_id"] != second["packet_id"]
+    for one in (first, second):
+        assert (one["type"], one["complete"], one["identity"]) == ("journey", True, "best effort")
+        assert (one["destination"], one["destination_port"]) == ("198.51.100.2", DROPPED_PORT)
+        assert one["end"]["kind"] == "dropped"
+        assert one["end"]["reason"] or one["end"]["location"]
+        stages = [hop["stage"] for hop in one["hops"]]
+        assert stages[:3] == ["qdisc", "driver out", "device in"]
+        assert sum(hop["since_ns"] for hop in one["hops"]) >= one["duration_ns"] > 0
+        moved = [change for hop in one["hops"] for change in hop["changes"] if change["what"] == "interface"]
+        assert moved == [{"what": "interface", "before": "c0", "after": "r0"}]
+    assert end["events"] == sum(len(one["hops"]) for one in (first, second))
+
+
+@pytest.mark.parametrize("output", [["--format", "text"], ["--format", "json"]])
+def test_the_command_shows_the_stack_of_each_hop(network: Lab, tmp_path: Path, output: list[str]) -> None:
+    """Also of journeys that are over only when the capture is, and the kernel's own map of stacks is gone."""
+    names = [word for node in network.nodes for word in ("--netns", node.name)]
+    with capturing(tmp_path, *names, "--journeys", "--stack", *output, "udp") as running:
+        lab.dropped(network.route)
+        assert running.end() == 0
+    if output[-1] == "text":
+        lines = running.seen.splitlines()
+        (queued,) = (at for at, line in enumerate(lines) if "  net_dev_queue  " in line)
+        below = list(itertools.takewhile(lambda line: line.startswith(" " * 8), lines[queued + 1 :]))
+        assert any(line.strip().startswith("udp_sendmsg+") for line in below), running.seen
+        return
+    _, journey, _ = (json.loads(line) for line in running.seen.splitlines())
+    stack = next(hop["stack"] for hop in journey["hops"] if hop["probe"] == "net_dev_queue")
+    assert any(frame.startswith("udp_sendmsg+") for frame in stack)
+
+
+@pytest.mark.parametrize("other", [["-w", "-"], ["--format", "json", "-w", "-"]])
 def test_the_command_refuses_what_does_not_go_together(other: list[str]) -> None:
     refused = ptrace("capture", "--journeys", *other)
     assert refused.returncode == 2

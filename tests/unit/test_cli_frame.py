@@ -18,6 +18,8 @@ def satisfies(line: str, schema: dict[str, Any]) -> bool:
     if not set(schema["required"]) <= set(found) <= set(schema["properties"]):
         return False
     for key, rule in schema["properties"].items():
+        if key not in found:
+            continue
         if "const" in rule:
             if found[key] != rule["const"]:
                 return False
@@ -47,6 +49,13 @@ def test_the_end_counts_what_was_lost() -> None:
     assert found["duration_seconds"] == 1.25
 
 
+def test_the_end_of_journeys_says_how_many_there_were() -> None:
+    more = {"journeys": 7, "forgotten": 1}
+    line = frame.end_line(events=3, packets=2, duration_seconds=1.25, stats={}, journeys=more)
+    assert satisfies(line, frame.lines_schema()["$defs"]["end"])
+    assert {key: json.loads(line)[key] for key in more} == more
+
+
 def test_every_counter_is_described() -> None:
     counters = frame.lines_schema()["$defs"]["end"]["properties"]["probes"]["additionalProperties"]
     assert set(counters["properties"]) == {field.name for field in fields(Counters)}
@@ -56,5 +65,5 @@ def test_every_counter_is_described() -> None:
 def test_the_kinds_of_line_are_told_apart_by_their_type() -> None:
     schema = frame.lines_schema()
     constants = [definition["properties"]["type"]["const"] for definition in schema["$defs"].values()]
-    assert sorted(constants) == ["end", "event", "start"]
+    assert sorted(constants) == ["end", "event", "journey", "start"]
     assert [part["$ref"] for part in schema["oneOf"]] == [f"#/$defs/{name}" for name in schema["$defs"]]
