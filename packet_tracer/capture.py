@@ -96,6 +96,7 @@ class Tracer:
             if probe.needs_interface and not scope.points:
                 raise UsageError(f"probe {probe.name} is attached to an interface: name one with -i")
         self._predicates = scope.predicates(predicates, mark)
+        self._limited = bool(scope.namespaces)
         self._setup = KernelSetup(
             probes=self.probes,
             points=scope.points,
@@ -116,6 +117,7 @@ class Tracer:
         self._ring: RingBuffer | None = None
         self._context: Context | None = None
         self._counters: Mapping[int, Counters] = {}
+        self._missed = 0
         self._rest: Iterator[Event] = iter(())
         self._stopped = False
         self._drained = False
@@ -129,6 +131,8 @@ class Tracer:
         if self._context is not None:
             self._stopped = self._drained = False
         context = Context(probes=self._probe_names(), wall_clock_offset_ns=clock_offset_ns())
+        if not self._limited:
+            context.interface_names.refresh()
         for netns in self._setup.netns:
             context.interface_names.add(netns)
         session = ProbeSession(self._setup).__enter__()
@@ -160,6 +164,7 @@ class Tracer:
         try:
             session.detach()
             self._counters = session.counters()
+            self._missed = session.missed_by_functions()
         finally:
             if ring is not None:
                 ring.close()
@@ -279,6 +284,13 @@ class Tracer:
         counters = self._session.counters() if self._session is not None else self._counters
         chosen = {probe.probe_id: probe.name for probe in self.probes} | self._function_names()
         return {name: counters.get(probe_id, Counters()) for probe_id, name in chosen.items()}
+
+    def missed(self) -> int:
+        """Return how often a probe was left out because it was running on that CPU already, for packets of
+        the whole host: those of :meth:`stats`, and all functions together. Live, and after the end.
+        """
+        functions = self._missed if self._session is None else self._session.missed_by_functions()
+        return functions + sum(counters.missed for counters in self.stats().values())
 
     def tracking(self) -> Tracking:
         """Return how many packets got an id, and how many were forgotten: there were too many."""

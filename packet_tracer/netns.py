@@ -34,6 +34,9 @@ _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 _NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
 _CURRENT = "/proc/thread-self/ns/net"
+_MISSES_REMEMBERED = 65536
+#: A search through all descriptors may take a twentieth of the time.
+_PAUSE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +271,8 @@ class InterfaceNames:
     """Names of interfaces by (namespace inode, ifindex), read when needed and kept after they vanish.
 
     A packet's record is read after the fact, when its interface or namespace may be gone already: call
-    :meth:`refresh` when a capture starts. What is not known is looked for again, each namespace at
-    most once in ``interval`` seconds; a namespace's names are re-read when older than ``max_age``
+    :meth:`refresh` when a capture starts. What is not known is looked for when it is first asked for, and
+    again at most once in ``interval`` seconds; a namespace's names are re-read when older than ``max_age``
     seconds, because interfaces are renamed. Safe to use from several threads.
     """
 
@@ -281,7 +284,9 @@ class InterfaceNames:
         self._netns: dict[int, Netns] = {}
         self._names: dict[int, dict[int, str]] = {}
         self._read_at: dict[int, float] = {}
-        self._listed_at = float("-inf")
+        #: When an interface, or a namespace (with None), was last looked for in vain.
+        self._missed_at: dict[tuple[int, int | None], float] = {}
+        self._search_again_at = float("-inf")
 
     @property
     def own_inode(self) -> int:
@@ -291,7 +296,7 @@ class InterfaceNames:
     def refresh(self) -> None:
         """Read the names of every namespace there is now."""
         with self._lock:
-            self._list(time.monotonic())
+            self._learn(every(self._own))
             for inode in self._netns:
                 self._read(inode, time.monotonic())
 
@@ -307,27 +312,50 @@ class InterfaceNames:
             return None
         now = time.monotonic()
         name = self._names.get(netns_inode, {}).get(ifindex)
-        age = now - self._read_at.get(netns_inode, float("-inf"))
-        if age < (self._interval if name is None else self._max_age):
+        if name is not None and now - self._read_at.get(netns_inode, float("-inf")) < self._max_age:
             return name
         with self._lock:
-            if netns_inode not in self._netns and now - self._listed_at >= self._interval:
-                self._list(now)
-            self._read(netns_inode, now)
+            if name is not None or self._worth_a_look((netns_inode, ifindex), now):
+                self._find(netns_inode, now)
+                self._read(netns_inode, now)
             return self._names.get(netns_inode, {}).get(ifindex)
 
     def netns_name(self, inode: int) -> str | None:
         """Return what ``--netns`` calls a namespace; None for the tracer's own and for unknown ones."""
         found = self._netns.get(inode)
-        if found is None and inode and time.monotonic() - self._listed_at >= self._interval:
+        if found is None and inode:
             with self._lock:
-                self._list(time.monotonic())
+                self._find(inode, time.monotonic())
             found = self._netns.get(inode)
         return found.name if found is not None else None
 
-    def _list(self, now: float) -> None:
-        self._listed_at = now
-        for inode, netns in every(self._own).items():
+    def _worth_a_look(self, missing: tuple[int, int | None], now: float) -> bool:
+        """Whether it was never looked for, or not lately: what can't be found costs no more than that."""
+        if now - self._missed_at.get(missing, float("-inf")) < self._interval:
+            return False
+        if len(self._missed_at) >= _MISSES_REMEMBERED:
+            self._missed_at.clear()
+        self._missed_at[missing] = now
+        return True
+
+    def _find(self, inode: int, now: float) -> None:
+        """Find the way into a namespace: where there was none, and where the one there was is gone."""
+        known = self._netns.get(inode)
+        if known is not None and Path(known.path).exists():
+            return
+        if not self._worth_a_look((inode, None), now):
+            return
+        self._learn(every(self._own))
+        if inode in self._netns or now < self._search_again_at:
+            return
+        from packet_tracer.netns_hidden import hidden
+
+        self._learn(hidden())
+        took = time.monotonic() - now
+        self._search_again_at = now + max(self._interval, took * _PAUSE)
+
+    def _learn(self, found: dict[int, Netns]) -> None:
+        for inode, netns in found.items():
             known = self._netns.get(inode)
             # A name given once stays: "pid:7" must not turn into "pid:9" within one capture.
             if known is None or known.name is None or not Path(known.path).exists():

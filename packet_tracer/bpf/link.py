@@ -13,6 +13,7 @@ from typing import Literal
 
 from packet_tracer.bpf._libbpf import ffi, lib
 from packet_tracer.bpf.attachment import Link, created
+from packet_tracer.bpf.btf import Btf, Kind
 from packet_tracer.bpf.enums import AttachType
 from packet_tracer.bpf.errors import AttachError
 from packet_tracer.bpf.interface_links import XdpLink, attach_tcx, attach_xdp
@@ -140,7 +141,11 @@ def attach_kprobe_multi(
     opts.kprobe_multi.cnt = count
     opts.kprobe_multi.flags = _KPROBE_MULTI_RETURN if returns else 0
     result = lib.bpf_link_create(program.fd, 0, AttachType.TRACE_KPROBE_MULTI, opts)
-    return created(result, "kprobe-multi", f"{count} functions", program)
+    reason = ""
+    # The kernel's answer is the same for functions that can't be probed: EOPNOTSUPP, or EINVAL if it is old.
+    if result < 0 and Btf.vmlinux().get("bpf_kprobe_multi_link", Kind.STRUCT) is None:
+        reason = "this kernel has no kprobe-multi (Linux 5.18 with CONFIG_FPROBE)"
+    return created(result, "kprobe-multi", f"{count} function{'s' * (count != 1)}", program, reason)
 
 
 def attach_iterator(program: Program) -> Link:

@@ -35,7 +35,7 @@ def attach_kprobe(
     Raises AttachError: ENOENT where the kernel has no kprobes or no such symbol, EINVAL where the function
     can't be probed. A cookie needs Linux 5.15.
     """
-    target = symbol or hex(address)
+    target = symbol or program.target or hex(address)
     kind = "kretprobe" if returns else "kprobe"
     try:
         type_ = int((_KPROBE / "type").read_text())

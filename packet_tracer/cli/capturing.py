@@ -162,7 +162,8 @@ class Capture:
         stats = self._tracer.stats()
         for output in self._outputs:
             output.end(self.totals, stats)
-        loss = loss_text(stats, self._ring_bytes)
+        missed = self._tracer.missed()
+        loss = loss_text(stats, self._ring_bytes, missed)
         if not self._quiet:
             known = "exactly" if self._exact else "by best effort"
             text = f"{self.totals.text()}{'' if loss else ', none lost'}; packets told apart {known}"

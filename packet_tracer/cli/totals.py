@@ -99,8 +99,11 @@ def lost_by_probe(stats: Mapping[str, Counters]) -> dict[str, int]:
     return {name: counters.lost_ring for name, counters in stats.items() if counters.lost_ring}
 
 
-def loss_text(stats: Mapping[str, Counters], ring_bytes: int) -> str:
-    """Return what was lost, of which probes, and what to do about it; "" if nothing was."""
+def loss_text(stats: Mapping[str, Counters], ring_bytes: int, missed: int) -> str:
+    """Return what was lost, of which probes, and what to do about it; "" if nothing was.
+
+    ``missed`` is the tracer's.
+    """
     lost = lost_by_probe(stats)
     parts = []
     if lost:
@@ -113,7 +116,6 @@ def loss_text(stats: Mapping[str, Counters], ring_bytes: int) -> str:
     stacks = sum(counters.lost_stack for counters in stats.values())
     if stacks:
         parts.append(f"LOST {counted(stacks, 'kernel stack')}")
-    missed = sum(counters.missed for counters in stats.values())
     if missed:
         parts.append(f"MISSED {counted(missed, 'packet')} of the host, met while the same probe was running")
     return "; ".join(parts)

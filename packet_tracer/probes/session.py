@@ -303,6 +303,14 @@ class ProbeSession:
             totals = [total + value for total, value in zip(totals, row, strict=True)]
         return Counters(*totals)
 
+    def missed_by_functions(self) -> int:
+        """Return how often the kernel left a function's program out, because it ran on that CPU already.
+
+        All functions together: one program may serve them all. Counted since Linux 5.12 by trampolines
+        (9ed9e9ba2337), since 6.7 by kprobes and kprobe-multi (dd8657894c11, f915fcb38553).
+        """
+        return sum(program.info().recursion_misses for program in self._functions.programs)
+
     def _missed(self, probe: Probe) -> int:
         if probe.hook != Hook.TRACEPOINT:
             return 0  # the kernel lets these run inside of themselves

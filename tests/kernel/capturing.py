@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from packet_tracer.bpf.btf import Btf, Kind
 from packet_tracer.capture import Tracer
 from packet_tracer.errors import EXIT_NOT_SUPPORTED, PtraceError
 from packet_tracer.events import Event
@@ -102,6 +103,16 @@ def skip_without_netfilter_links(node: Node) -> None:
         if error.exit_code != EXIT_NOT_SUPPORTED:
             raise
         pytest.skip(f"this kernel has no netfilter links: {error}")
+
+
+def has_drop_reasons() -> bool:
+    """Whether this kernel says why it drops (c504e5c2f964, v5.17); before, there is the place alone."""
+    return Btf.vmlinux().get("skb_drop_reason", Kind.ENUM) is not None
+
+
+def netfilter_drop() -> str:
+    """Return what is written of a packet that a rule dropped: the reason, or on older kernels the place."""
+    return "NETFILTER_DROP" if has_drop_reasons() else "nf_hook_slow"
 
 
 def ethernet(payload: bytes, protocol: int, *, source: str = "c0", destination: str = "r0") -> bytes:

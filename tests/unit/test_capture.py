@@ -135,6 +135,9 @@ class Session:
     def counters(self) -> dict[int, Counters]:
         return {}
 
+    def missed_by_functions(self) -> int:
+        return 7
+
     def close(self) -> None:
         self.detached = True
 
@@ -260,6 +263,7 @@ def test_closing() -> None:
         with pytest.raises(ValueError, match="the tracer is closed"):
             next(use())
     assert tracer.stats()["kfree_skb"] == Counters()
+    assert tracer.missed() == 7
 
 
 def test_a_failure_while_detaching_still_gives_back_the_memory() -> None:
