@@ -61,8 +61,11 @@ static __always_inline bool address6_listed(PACKET_ARGUMENTS, __u32 offset)
 /* Returns 1 if the packet is to or from an address of the set. A function of its own, verified once. */
 __weak __noinline int addresses_listed(PACKET_ARGUMENTS, bool link_header)
 {
-	long protocol = 0, offset = packet_network(PACKET_PASS, link_header, &protocol);
+	long protocol = 0, offset;
 
+	if (!filter_addresses)
+		return 1;
+	offset = packet_network(PACKET_PASS, link_header, &protocol);
 	if (protocol == ETH_P_ARP)
 		return address4_listed(PACKET_PASS, offset + ARP_SENDER_OFFSET) ||
 		       address4_listed(PACKET_PASS, offset + ARP_TARGET_OFFSET);

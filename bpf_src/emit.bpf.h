@@ -181,10 +181,10 @@ static __always_inline void fill_head(struct ptrace_event *record, const struct 
 static __always_inline void fill_namespace(struct ptrace_event *record, const struct packet_view *view)
 {
 	record->netns_inode = view->netns_inode;
-	record->netns_cookie = net_cookie(view->net);
+	record->netns_cookie = view->netns_cookie;
 	record->ifindex = view->ifindex;
 	record->rx_ifindex = view->rx_ifindex;
-	record->mtu = view->dev ? READ(view->dev, mtu) : 0;
+	record->mtu = view->mtu;
 }
 
 static __always_inline void fill_skb_metadata(struct ptrace_event *record, const struct packet_view *view)
@@ -245,7 +245,26 @@ static __noinline int fill_bytes(struct ptrace_event *record, struct sk_buff *sk
 	return finish_bytes(&copy);
 }
 
-/* Fills a record that has `room` bytes behind its head. Returns whether it is to be kept: identify(). */
+/*
+ * Makes the verifier forget what it knows of numbers. Before be2ef8161572 (v6.2, known by a helper of that release) it takes
+ * all of them for precise in programs of several functions, and goes through all that follows once for each way to get here.
+ */
+static __always_inline void forget_numbers(void *numbers, __u32 bytes)
+{
+	if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_cgrp_storage_get))
+		bpf_probe_read_kernel(numbers, bytes, numbers);
+}
+
+/* The last step before a record is filled: from here on there is one way only, whatever hook and packet it is. */
+static __always_inline void settle(struct packet_view *view, struct facts *facts)
+{
+	view_device(view);
+	forget_numbers(&view->netns_cookie, sizeof(*view) - offsetof(struct packet_view, netns_cookie));
+	forget_numbers(facts, sizeof(*facts));
+}
+
+/* Fills a record that has `room` bytes behind its head. The view is settled. Returns whether it is to be
+ * kept: identify(). */
 static __noinline int fill_skb(struct ptrace_event *record, struct packet_view *view, const struct facts *facts,
 			       __u32 room)
 {
@@ -285,10 +304,10 @@ static __always_inline void emit_skb_in(void *ring, struct packet_view *view, co
 }
 
 /* Emits one event of an skb that passed every filter. */
-static __always_inline void emit_skb(struct packet_view *view, const struct facts *facts)
+static __always_inline void emit_skb(struct packet_view *view, struct facts *facts)
 {
 	struct ptrace_counters *count = probe_counters(facts->probe_id);
-	__u32 wanted = bytes_wanted(view->length), room = wanted;
+	__u32 wanted, room;
 	void *ring = ring_of_this_cpu();
 
 	if (!count)
@@ -298,8 +317,13 @@ static __always_inline void emit_skb(struct packet_view *view, const struct fact
 		add_count(&count->lost_ring, 1);
 		return;
 	}
+	settle(view, facts);
+	room = wanted = bytes_wanted(view->length);
 	if (!config_linear_only && view->start + wanted > view->linear_end)
 		room += COPY_CHUNK;
+	/* Said once more for verifiers that can't follow it: each room they doubt is verified again. */
+	if (config_snaplen <= ROOM_SMALL && config_linear_only)
+		room = 0;
 	if (room <= ROOM_SMALL)
 		emit_skb_in(ring, view, facts, count, ROOM_SMALL);
 	else if (room <= ROOM_MEDIUM)

@@ -29,6 +29,9 @@ struct packet_view {
 	struct net_device *dev; /* NULL: none, or skb->dev holds something else (UDP's dev_scratch) */
 	struct net *net;	/* NULL: unknown */
 	unsigned char *head;
+	/* Numbers from here on. The next two are set by view_device(). */
+	__u64 netns_cookie;
+	__u32 mtu;
 	__u32 start;
 	__u32 data;
 	__u32 linear_end;
@@ -80,6 +83,13 @@ static __always_inline void view_metadata(struct packet_view *view, struct sk_bu
 	view->ifindex = dev ? READ(dev, ifindex) : 0;
 	view->rx_ifindex = READ(skb, skb_iif);
 	view->mark = READ(skb, mark);
+}
+
+/* What a record says of namespace and device beyond what filters look at. */
+static __always_inline void view_device(struct packet_view *view)
+{
+	view->netns_cookie = net_cookie(view->net);
+	view->mtu = view->dev ? READ(view->dev, mtu) : 0;
 }
 
 /* True if the `bytes` between link and network header can be Ethernet with up to two VLAN tags. */

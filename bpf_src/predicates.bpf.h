@@ -123,6 +123,8 @@ static __always_inline bool match_comm(struct task_struct *task)
 /* Verified once for each program: the tree is walked for the socket and for the task. */
 __weak __noinline int match_cgroup(__u64 cgroup)
 {
+	if (!filter_cgroup_count)
+		return 1;
 	for (__u32 level = 0; level < CGROUP_LEVELS_MAX && cgroup; level++) {
 		__u64 id = cgroup_id(cgroup);
 

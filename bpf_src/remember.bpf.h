@@ -41,11 +41,12 @@ static __always_inline void count_forgotten(__u32 probe_id)
 }
 
 /* Remembers a packet that passed every filter, for emit_remembered(). */
-static __always_inline void remember_call(struct packet_view *view, const struct facts *facts,
+static __always_inline void remember_call(struct packet_view *view, struct facts *facts,
 					  const struct call_key *key)
 {
 	struct call *call = 0;
 
+	settle(view, facts);
 	if (!bpf_map_update_elem(&calls, key, &empty_call, BPF_ANY))
 		call = bpf_map_lookup_elem(&calls, key);
 	if (!call) {

@@ -120,8 +120,11 @@ static __always_inline long packet_network(PACKET_ARGUMENTS, bool link_header, l
 /* Returns where the inner packet of one of the wanted tunnels begins. A function of its own, verified once. */
 __weak __noinline long tunnel_find(PACKET_ARGUMENTS, bool link_header)
 {
-	long protocol = 0, offset = packet_network(PACKET_PASS, link_header, &protocol), version;
+	long protocol = 0, offset, version;
 
+	if (!filter_tunnels)
+		return TUNNEL_NONE;
+	offset = packet_network(PACKET_PASS, link_header, &protocol);
 	if (protocol != ETH_P_IP && protocol != ETH_P_IPV6)
 		return TUNNEL_NONE;
 	version = PACKET_LOAD(offset, 1);

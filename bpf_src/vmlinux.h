@@ -82,8 +82,10 @@ enum { NFPROTO_IPV4 = 2, NFPROTO_IPV6 = 10 };
 
 /* Only asked whether they exist: xdp_load_bytes came with multi-buffer XDP, 3f364222d032 (v5.18). */
 enum bpf_func_id {
+	BPF_FUNC_get_attach_cookie = 174,
 	BPF_FUNC_xdp_get_buff_len = 188,
 	BPF_FUNC_xdp_load_bytes = 189,
+	BPF_FUNC_cgrp_storage_get = 210,
 };
 
 /* Contexts of program types: fixed by the UAPI, never moved. */

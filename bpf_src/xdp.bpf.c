@@ -39,6 +39,7 @@ static __noinline int fill_xdp(struct ptrace_event *record, struct xdp_md *ctx, 
 	struct xdp_buff *xdp = (struct xdp_buff *)ctx;
 
 	fill_head(record, &facts);
+	view_device(view);
 	fill_namespace(record, view);
 	record->skb_address = (__u64)xdp;
 	/* The buffer the skb will be built on, and veth's was: what joins this packet to its skb. */
