@@ -65,14 +65,12 @@ def usable(netns: str) -> tuple[str, ...]:
 def traced(network: Lab, run: Callable[[], T], *, without: str = "") -> T:
     """Return what a run comes to with all probes, but one, at router and server."""
     probes = [probe for probe in usable(network.router.name) if probe != without]
-    with ExitStack() as stack:
-        tracers = [
-            stack.enter_context(Tracer(netns=node.name, interface=node.interfaces, probes=probes))
-            for node in (network.router, network.server)
-        ]
+    nodes = (network.router, network.server)
+    interfaces = [name for node in nodes for name in node.interfaces]
+    with Tracer(netns=[node.name for node in nodes], interface=interfaces, probes=probes) as tracer:
         result = run()
-        for tracer in tracers:
-            assert sum(counters.seen for counters in tracer.stats().values()) > 0
+        assert len({point.name for point in tracer._setup.points}) == len(interfaces)
+        assert sum(counters.seen for counters in tracer.stats().values()) > 0
     return result
 
 
