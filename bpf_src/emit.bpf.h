@@ -110,7 +110,8 @@ static __always_inline void take_stack(void *ctx, struct facts *facts)
 
 /*
  * A packet whose namespace can't be told (UDP keeps something else where its device was while it waits to be read) is known
- * by its buffer, if it was seen before.
+ * by its buffer, if it was seen before. Where a buffer's end may have gone unseen, only in the same skb: a netlink message has
+ * no device either.
  */
 static __always_inline void remember_namespace(struct packet_view *view, struct facts *facts)
 {
@@ -119,7 +120,7 @@ static __always_inline void remember_namespace(struct packet_view *view, struct 
 	if (view->net)
 		return;
 	known = find_tracked((__u64)READ(view->skb, head));
-	if (!known)
+	if (!known || (!config_exact_identity && known->skb_address != (__u64)view->skb))
 		return;
 	view->netns_inode = known->netns_inode;
 	view->ifindex = known->ifindex;

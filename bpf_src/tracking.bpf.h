@@ -133,10 +133,13 @@ static __always_inline void count_tracking(__u64 births, __u64 deaths)
 	__u32 zero = 0;
 	struct tracking_totals *totals = bpf_map_lookup_elem(&tracking, &zero);
 
-	if (totals) {
-		totals->births += births;
-		totals->deaths += deaths;
-	}
+	if (!totals)
+		return;
+	/* In one instruction each, for a softirq may come between: see add_count(). */
+	if (births)
+		__sync_fetch_and_add(&totals->births, births);
+	if (deaths)
+		__sync_fetch_and_add(&totals->deaths, deaths);
 }
 
 /* Returns whether a packet that a filter turned away is one that matched before. */
@@ -166,8 +169,9 @@ static __always_inline bool is_reborn(const struct tracked *known, const struct 
 }
 
 /*
- * Whether the buffer still holds the packet it is known for. Bytes that can't be parsed tell nothing against it. A driver's
- * XDP buffer dies without a function that could be watched, so there the content always counts.
+ * Whether the buffer still holds the packet it is known for. Bytes that can't be parsed tell nothing, so then the skb has to be
+ * the same, and to hold a packet: netlink's messages use the same buffers, and have no protocol. A driver's XDP buffer dies
+ * without a function that could be watched, so there the content always counts.
  */
 static __always_inline bool same_packet(const struct tracked *known, const struct ptrace_event *record,
 					__u64 content)
@@ -175,7 +179,7 @@ static __always_inline bool same_packet(const struct tracked *known, const struc
 	if (config_exact_identity && record->hook != PTRACE_HOOK_XDP)
 		return true;
 	if (!content || !known->content)
-		return true;
+		return record->protocol && known->skb_address == record->skb_address;
 	/* An acknowledgement and the data sent with the same numbers differ in length alone. */
 	if (known->skb_address != record->skb_address && known->ip_length != ip_length(record))
 		return false;

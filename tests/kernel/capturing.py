@@ -171,10 +171,10 @@ def udp(payload: bytes, *, source: int = 40000, destination: int = 4000) -> byte
 
 
 @contextmanager
-def on_one_cpu() -> Iterator[None]:
+def on_one_cpu(cpu: int | None = None) -> Iterator[None]:
     """Keep what is sent in its order: each CPU has a queue of its own."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
+    os.sched_setaffinity(0, {min(before) if cpu is None else cpu})
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections import Counter, defaultdict
@@ -17,7 +18,7 @@ from packet_tracer.events import Event
 from packet_tracer.lab import Lab
 from packet_tracer.netns import entered
 from packet_tracer.probes.objects import CaptureObjects
-from tests.kernel.capturing import flood, trace, udp_socket
+from tests.kernel.capturing import flood, on_one_cpu, trace, udp_socket
 
 PORT = 4000
 #: A datagram through the router passes these, each once.
@@ -213,3 +214,21 @@ def test_more_packets_than_can_be_remembered(
         assert tracking.forgotten == 0
         assert len(named) == count
     assert tracking.births == tracking.deaths + tracking.present + tracking.forgotten
+
+
+def test_a_netlink_message_is_not_the_packet_whose_buffer_it_got(network: Lab) -> None:
+    """TCP frees what was never answered in silence, and the kernel tells of namespaces that come and go."""
+
+    def traffic() -> None:
+        for _ in range(4):
+            for cpu in os.sched_getaffinity(0):
+                with on_one_cpu(cpu):
+                    lab.dropped(network.route, version=6, protocol="tcp", count=3, wait=0.02)
+            with Lab():
+                pass
+
+    events = trace(Tracer(netns=[node.name for node in network.nodes], profile="default"), traffic)
+    protocols = defaultdict(set)
+    for event in events:
+        protocols[event.packet_id].add(event.packet.protocol)
+    assert {len(found) for found in protocols.values()} == {1}
