@@ -159,10 +159,22 @@ struct {
 	__type(value, __u64);
 } buffers SEC(".maps");
 
-/* Whether a packet is again where it was first seen, or has a larger TTL than before: then it is a new one. */
+/* Whether a packet leaves another namespace than it was in last, without having been routed there. */
+static __always_inline bool leaves_elsewhere(const struct tracked *known, const struct ptrace_event *record)
+{
+	return record->direction == PTRACE_DIRECTION_EGRESS && record->ttl == known->ttl && record->netns_inode &&
+	       known->netns_inode && record->netns_inode != known->netns_inode;
+}
+
+/*
+ * Whether a packet is again where it was first seen, or has a larger TTL than before: then it is a new one. So is one that
+ * nothing but its ports tell, if it leaves a namespace that it did not come into.
+ */
 static __always_inline bool is_reborn(const struct tracked *known, const struct ptrace_event *record)
 {
 	if (record->ttl > known->ttl && known->ttl)
+		return true;
+	if (!(known->content & CONTENT_UNIQUE) && leaves_elsewhere(known, record))
 		return true;
 	return record->probe_id == known->birth_probe && record->ifindex == known->birth_ifindex &&
 	       record->netns_inode == known->birth_netns;

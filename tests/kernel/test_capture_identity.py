@@ -14,11 +14,14 @@ import pytest
 
 from packet_tracer import lab
 from packet_tracer.capture import Tracer
+from packet_tracer.errors import NotSupportedError
 from packet_tracer.events import Event
 from packet_tracer.lab import Lab
 from packet_tracer.netns import entered
 from packet_tracer.probes.objects import CaptureObjects
 from tests.kernel.capturing import flood, on_one_cpu, trace, udp_socket
+from tests.labelled import Judge
+from tests.mechanisms import MECHANISMS, Mechanism
 
 PORT = 4000
 #: A datagram through the router passes these, each once.
@@ -232,3 +235,27 @@ def test_a_netlink_message_is_not_the_packet_whose_buffer_it_got(network: Lab) -
     for event in events:
         protocols[event.packet_id].add(event.packet.protocol)
     assert {len(found) for found in protocols.values()} == {1}
+
+
+@pytest.mark.parametrize(
+    "mechanism",
+    [each for each in MECHANISMS if each.name.startswith(("VXLAN, IPv6", "NAT of ports, IPv6", "bridge"))],
+    ids=lambda each: each.name,
+)
+def test_no_two_packets_share_an_id_by_best_effort(network: Lab, mechanism: Mechanism) -> None:
+    """Numbered packets, many alike but for their number: one may have two ids, but never two one."""
+    tracer = Tracer(
+        netns=[node.name for node in network.nodes], profile="default", snaplen=128, ring_bytes=64 << 20
+    )
+    judge = Judge(network.client.netns.inode)
+    with tracer:
+        try:
+            sent = mechanism.play(network, 1, 100)
+        except NotSupportedError as error:
+            pytest.skip(str(error))
+        tracer.stop()
+        for batch in tracer.batches():
+            judge.add(batch, {1})
+    score = judge.finish(sent.numbers, sent.read, read=False)
+    assert (score.mixed, score.wrong[:1] if score.mixed else []) == (0, [])
+    assert score.packets >= len(sent.numbers)

@@ -1,0 +1,248 @@
+"""What a kernel does to a packet's bytes, each on its own: a network for it, and traffic through it.
+
+The corpus of ``benchmarks/identity.py`` and of ``tests/kernel/test_identity.py``. Two processes, each bound
+to a CPU of its own, send at once; what they send is read at once, so that its buffers are used again.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+from packet_tracer.errors import PtraceError
+from packet_tracer.lab import Lab, Node
+from packet_tracer.lab.topology import Version
+from packet_tracer.netns import entered
+from tests import mechanism_networks as networks
+from tests.labelled import Score, number_in, payload, payload_template
+from tests.mechanism_networks import Flow
+
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_SO_RCVBUFFORCE = 33
+_MTU_DISCOVER = {4: (socket.IPPROTO_IP, 10), 6: (socket.IPPROTO_IPV6, 23)}
+#: How long nothing may arrive until what is missing is taken for lost, in seconds.
+_SILENCE = 2.0
+#: Larger datagrams are sent in fragments. Others have no identification, for they say so (DF).
+_LARGEST_WHOLE = 1200
+
+
+@dataclass(slots=True)
+class Sent:
+    """What was sent: the numbers of datagrams and those that were read, or the ports of connections."""
+
+    numbers: set[int] = field(default_factory=set)
+    read: set[int] = field(default_factory=set)
+    ports: frozenset[int] = frozenset()
+
+
+Prepare = Callable[[Lab], AbstractContextManager[Flow]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mechanism:
+    """One thing that the kernel does, and how to have it done.
+
+    ``size`` is of each datagram, or of each piece written to a connection if ``stream``. ``happened`` tells
+    from a score whether it was done at all; not all kernels do what is ``optional``. ``copied``: one packet
+    comes by at one place more than once. ``xdp``: for a capture with XDP programs. ``dropped``: nobody reads
+    it. ``held``: it is read when all is sent.
+    """
+
+    name: str
+    prepare: Prepare
+    size: int = 40
+    stream: bool = False
+    copied: bool = False
+    xdp: bool = False
+    dropped: bool = False
+    held: bool = False
+    optional: bool = False
+    happened: Callable[[Score], bool] = lambda score: score.packets > 0
+
+    def play(self, network: Lab, index: int, count: int) -> Sent:
+        """Send ``count`` packets from each of two processes, and return what was sent."""
+        with self.prepare(network) as flow:
+            if self.stream:
+                return _streams(flow, count, self.size)
+            return _datagrams(flow, index << 24, count, self)
+
+
+def _datagrams(flow: Flow, base: int, count: int, mechanism: Mechanism) -> Sent:
+    template = payload_template(mechanism.size)
+    numbers = [range(base | sender << 20, (base | sender << 20) + count) for sender in range(2)]
+    sent = Sent({number for each in numbers for number in each})
+    with ExitStack() as stack:
+        receiver = stack.enter_context(_socket(flow.network.server, flow.version, socket.SOCK_DGRAM))
+        receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
+        receiver.bind((flow.listen, flow.listen_port or flow.port))
+        receiver.settimeout(0.1 if mechanism.dropped else _SILENCE)
+        senders = [
+            stack.enter_context(_socket(flow.network.client, flow.version, socket.SOCK_DGRAM))
+            for _ in range(2)
+        ]
+        for sender in senders:
+            if mechanism.size > _LARGEST_WHOLE:
+                sender.setsockopt(*_MTU_DISCOVER[flow.version], 0)  # IP_PMTUDISC_DONT: fragments are allowed
+
+        def send(number: int) -> None:
+            for each in numbers[number]:
+                senders[number].sendto(payload(template, each), (flow.target, flow.port))
+
+        with ExitStack() as sending:
+            sending.enter_context(_pinned(send))
+            if mechanism.held:
+                sending.close()
+            while len(sent.read) < len(sent.numbers):
+                try:
+                    found = number_in(receiver.recv(1 << 16))
+                except TimeoutError:
+                    break
+                if found:
+                    sent.read.add(found[0])
+    return sent
+
+
+def _streams(flow: Flow, count: int, size: int) -> Sent:
+    with ExitStack() as stack:
+        with entered(flow.network.server.netns):
+            listener = socket.create_server(
+                (flow.listen, flow.listen_port or flow.port), family=_FAMILY[flow.version]
+            )
+        stack.enter_context(listener)
+        clients, servers = [], []
+        for _ in range(2):
+            with entered(flow.network.client.netns):
+                client = socket.create_connection((flow.target, flow.port), timeout=5)
+            clients.append(stack.enter_context(client))
+            servers.append(stack.enter_context(listener.accept()[0]))
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        ports = frozenset(client.getsockname()[1] for client in clients)
+        flow.connected()
+
+        def send(number: int) -> None:
+            clients[number].settimeout(30)
+            for _ in range(count):
+                clients[number].sendall(bytes(size))
+                time.sleep(0.001)
+
+        left = dict.fromkeys(servers, count * size)
+        with _pinned(send):
+            while any(left.values()):
+                ready, _, _ = select.select([each for each in left if left[each]], [], [], 10)
+                if not ready:
+                    raise PtraceError(f"a connection brought nothing for 10 s, {left.values()} bytes left")
+                for each in ready:
+                    left[each] -= len(each.recv(1 << 20))
+        time.sleep(0.05)  # the last acknowledgement
+    return Sent(ports=ports)
+
+
+def flush(network: Lab) -> None:
+    """Have every CPU receive a packet: only then it frees what other CPUs have left to it."""
+    cpus = os.sched_getaffinity(0)
+    try:
+        with _socket(network.client, 4, socket.SOCK_DGRAM) as sender:
+            for cpu in cpus:
+                os.sched_setaffinity(0, {cpu})
+                sender.sendto(b"", (network.route.server_addresses[4], 9))
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
+@contextmanager
+def _pinned(send: Callable[[int], None]) -> Iterator[None]:
+    """Run ``send`` in two processes, each on a CPU of its own, for as long as the block and they last."""
+    cpus = sorted(os.sched_getaffinity(0))
+    processes = []
+    for number in range(2):
+        process = os.fork()
+        if not process:
+            status = 1
+            try:
+                os.sched_setaffinity(0, {cpus[number % len(cpus)]})
+                send(number)
+                status = 0
+            finally:
+                os._exit(status)
+        processes.append(process)
+    try:
+        yield
+    finally:
+        failed = [process for process in processes if os.waitpid(process, 0)[1]]
+    if failed:
+        raise PtraceError("a sender of the corpus failed")
+
+
+def _socket(node: Node, version: Version, kind: int) -> socket.socket:
+    with entered(node.netns):
+        return socket.socket(_FAMILY[version], kind)
+
+
+def _has_relatives(score: Score) -> bool:
+    return score.related > 0
+
+
+def _has_moved(score: Score) -> bool:
+    return score.moved == score.packets > 0
+
+
+def _both(
+    name: str, prepare: Callable[..., AbstractContextManager[Flow]], **settings: object
+) -> list[Mechanism]:
+    own = {key: settings.pop(key) for key in list(settings) if key in Mechanism.__slots__}
+    return [
+        Mechanism(f"{name}, IPv{version}", partial(prepare, version=version, **settings), **own)  # type: ignore[arg-type]
+        for version in (4, 6)
+    ]
+
+
+def _tunnels(name: str, kind: str) -> list[Mechanism]:
+    return [
+        Mechanism(
+            f"{name}, IPv{inner} in IPv{outer}",
+            partial(networks.tunnelled, kind=kind, version=outer, inner=inner),
+        )
+        for inner, outer in ((4, 4), (6, 4), (4, 6))
+    ]
+
+
+#: More packets at once than can be remembered, see ``benchmarks/identity.py``.
+PRESSURE = Mechanism("more packets than places", partial(networks.routed, version=4), held=True)
+
+#: All of them. Their places, from 1 on, are the upper eight bits of their datagrams' numbers.
+MECHANISMS: tuple[Mechanism, ...] = (
+    *_both("veth, namespaces, routing, socket queue", networks.routed),
+    *_both("clone", networks.tapped, node="server"),
+    *_both("pskb_expand_head", networks.tapped, node="client", happened=_has_moved),
+    *_both("copy (nft dup)", networks.duplicated, copied=True, happened=_has_moved),
+    *_both("NAT of addresses", networks.translated, port=False),
+    *_both("NAT of ports", networks.translated, port=True),
+    *_tunnels("VXLAN", "vxlan"),
+    *_tunnels("GRE", "gre"),
+    *_tunnels("IPIP", "ipip"),
+    Mechanism(
+        "fragments by a router", partial(networks.narrow, version=4), size=1400, happened=_has_relatives
+    ),
+    *_both("fragments by the sender", networks.routed, size=4000, happened=_has_relatives),
+    *_both("GSO segmentation", networks.cut, size=20000, stream=True, happened=_has_relatives),
+    *_both("GRO merge", networks.joined, size=20000, stream=True, optional=True, happened=_has_relatives),
+    Mechanism("bridge flooding", partial(networks.flooded, version=4)),
+    Mechanism("bpf_redirect", partial(networks.redirected, version=4)),
+    *_both("TCP retransmission, first lost", networks.lossy, size=1000, stream=True, happened=_has_relatives),
+    *_both(
+        "TCP retransmission, first under way",
+        networks.delayed,
+        size=1000,
+        stream=True,
+        happened=_has_relatives,
+    ),
+    *_both("drop", networks.dropped, dropped=True),
+    *_both("XDP to skb", networks.routed, xdp=True),
+    *_both("XDP and GRO merge", networks.joined, xdp=True, size=20000, stream=True, happened=_has_relatives),
+)
