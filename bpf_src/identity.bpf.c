@@ -9,8 +9,8 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-/* Segments of one packet: 64 KiB in pieces of an MTU of 1500, and some room. */
-#define SEGMENTS_MAX 64
+/* Segments of one packet that are looked at: 64 KiB of TCP at an MTU of 576, UDP_MAX_SEGMENTS (include/linux/udp.h). */
+#define SEGMENTS_MAX 128
 /* Fragments of one packet that are looked at. */
 #define FRAGMENTS_MAX 64
 
@@ -27,8 +27,10 @@ static __always_inline __u64 head_of(struct sk_buff *skb)
 
 static __always_inline void put(__u64 head, const struct tracked *packet)
 {
-	if (!bpf_map_update_elem(&packets, &head, packet, BPF_ANY))
+	if (!bpf_map_update_elem(&packets, &head, packet, BPF_NOEXIST))
 		count_tracking(1, 0);
+	else
+		bpf_map_update_elem(&packets, &head, packet, BPF_ANY);
 }
 
 static __always_inline void bury(__u64 head)
@@ -138,6 +140,34 @@ static __always_inline void put_down(__u64 key, __u64 head)
 	bpf_map_delete_elem(&moving, &key);
 }
 
+/*
+ * What TCP is about to send again, by the address of its skb. While the first is still under way its buffer is not touched:
+ * the repetition gets another one (skb_unclone(), or pskb_copy() in __tcp_transmit_skb()), and that is a packet of its own.
+ */
+struct resend {
+	struct tracked first;
+	bool waiting;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, struct resend);
+} resends SEC(".maps");
+
+/* Makes what is in a buffer the repetition of what its skb held before. Returns false where nothing is to be repeated. */
+static __always_inline bool send_again(__u64 skb, __u64 head)
+{
+	struct resend *resend = bpf_map_lookup_elem(&resends, &skb);
+
+	if (!resend || !resend->waiting)
+		return false;
+	resend->waiting = false;
+	put_child(head, &resend->first);
+	return true;
+}
+
 SEC("fentry/pskb_expand_head")
 int BPF_PROG(pskb_expand_head_before, struct sk_buff *skb)
 {
@@ -148,7 +178,8 @@ int BPF_PROG(pskb_expand_head_before, struct sk_buff *skb)
 SEC("fexit/pskb_expand_head")
 int BPF_PROG(pskb_expand_head_after, struct sk_buff *skb)
 {
-	put_down((__u64)skb, head_of(skb));
+	if (!send_again((__u64)skb, head_of(skb)))
+		put_down((__u64)skb, head_of(skb));
 	return 0;
 }
 
@@ -179,7 +210,7 @@ static __always_inline int copied_to(struct sk_buff *skb, struct sk_buff *copy)
 {
 	struct tracked *packet = find_tracked(head_of(skb));
 
-	if (packet && is_pointer(copy))
+	if (packet && is_pointer(copy) && !send_again((__u64)skb, head_of(copy)))
 		put(head_of(copy), packet);
 	return 0;
 }
@@ -287,23 +318,35 @@ static __always_inline void set_parent(__u64 head, __u64 parent_id)
 		packet->parent_id = parent_id;
 }
 
-SEC("fentry/skb_gro_receive")
-int BPF_PROG(skb_gro_receive, struct sk_buff *into, struct sk_buff *skb)
+static __always_inline void merge(struct sk_buff *into, struct sk_buff *skb)
 {
 	struct tracked *whole = find_tracked(head_of(into));
 
 	if (whole)
 		set_parent(head_of(skb), whole->id);
+}
+
+SEC("fexit/skb_gro_receive")
+int BPF_PROG(skb_gro_receive, struct sk_buff *into, struct sk_buff *skb, int error)
+{
+	if (!error)
+		merge(into, skb);
 	return 0;
 }
 
-SEC("fentry/skb_try_coalesce")
-int BPF_PROG(skb_try_coalesce, struct sk_buff *into, struct sk_buff *skb)
+SEC("fexit/skb_gro_receive_list")
+int BPF_PROG(skb_gro_receive_list, struct sk_buff *into, struct sk_buff *skb, int error)
 {
-	struct tracked *whole = find_tracked(head_of(into));
+	if (!error)
+		merge(into, skb);
+	return 0;
+}
 
-	if (whole)
-		set_parent(head_of(skb), whole->id);
+SEC("fexit/skb_try_coalesce")
+int BPF_PROG(skb_try_coalesce, struct sk_buff *into, struct sk_buff *skb, bool *head_stolen, int *delta, __u8 done)
+{
+	if (done)
+		merge(into, skb);
 	return 0;
 }
 
@@ -327,32 +370,72 @@ int BPF_PROG(inet_frag_reasm_finish, void *queue, struct sk_buff *whole)
 }
 
 /* The same bytes once more: another packet, linked to the first. */
+
+static __always_inline bool is_shared(struct sk_buff *skb)
+{
+	struct skb_shared_info *shared = (void *)head_of(skb) + BPF_CORE_READ(skb, end);
+
+	return BPF_CORE_READ_BITFIELD(skb, cloned) && (BPF_CORE_READ(shared, dataref.counter) & 0xffff) != 1;
+}
+
 SEC("fentry/__tcp_retransmit_skb")
 int BPF_PROG(tcp_retransmit_skb, void *sk, struct sk_buff *skb)
 {
-	__u64 head = head_of(skb);
-	struct tracked *found = find_tracked(head);
+	struct tracked *found = find_tracked(head_of(skb));
+	__u64 key = (__u64)skb;
+	struct resend resend;
 
 	if (!found)
 		return 0;
-	take_up((__u64)skb, head);
-	found->parent_id = found->id;
-	found->id = new_packet_id(bpf_ktime_get_ns());
+	__builtin_memset(&resend, 0, sizeof(resend));
+	resend.first = *found;
+	resend.waiting = true;
+	bpf_map_update_elem(&resends, &key, &resend, BPF_ANY);
+	if (!is_shared(skb))
+		send_again(key, head_of(skb));
 	return 0;
 }
 
-/* Nothing was sent: the first is still in a queue, or there is no memory or route. So it stays what it was. */
+/* The first may have ended since, and then the repetition has its buffer. */
+SEC("fentry/__tcp_transmit_skb")
+int BPF_PROG(tcp_transmit_skb, void *sk, struct sk_buff *skb)
+{
+	if (!is_shared(skb))
+		send_again((__u64)skb, head_of(skb));
+	return 0;
+}
+
+/* Where nothing was sent (the first is still in a queue, or there is no memory or route) it stays what it was. */
 SEC("fexit/__tcp_retransmit_skb")
 int BPF_PROG(tcp_retransmit_skb_after, void *sk, struct sk_buff *skb, int segments, int error)
 {
 	__u64 key = (__u64)skb;
-	struct tracked *before = bpf_map_lookup_elem(&moving, &key);
-	struct tracked *found = find_tracked(head_of(skb));
+	struct resend *resend = bpf_map_lookup_elem(&resends, &key);
 
-	if (before && found && error) {
-		found->id = before->id;
-		found->parent_id = before->parent_id;
-	}
-	bpf_map_delete_elem(&moving, &key);
+	if (!resend)
+		return 0;
+	if (error && !resend->waiting)
+		put(head_of(skb), &resend->first);
+	bpf_map_delete_elem(&resends, &key);
+	return 0;
+}
+
+/*
+ * What was sent in one is cut in two, so that only one is sent again. The rest is in another skb, behind it in the list of
+ * what was sent (since e2080072ed2d, v4.15), and is what it was: a part of the first.
+ */
+SEC("fexit/tcp_fragment")
+int BPF_PROG(tcp_fragment, void *sk, int queue, struct sk_buff *skb, unsigned int length, unsigned int mss,
+	     unsigned int priority, int error)
+{
+	__u64 key = (__u64)skb, rest;
+	struct resend *resend = bpf_map_lookup_elem(&resends, &key);
+	struct tracked *packet = resend ? &resend->first : find_tracked(head_of(skb));
+
+	if (error || queue != TCP_FRAG_IN_RTX_QUEUE || !packet)
+		return 0;
+	rest = (__u64)BPF_CORE_READ(skb, tcp_tsorted_anchor.next) -
+	       bpf_core_field_offset(struct sk_buff, tcp_tsorted_anchor);
+	put(head_of((struct sk_buff *)rest), packet);
 	return 0;
 }

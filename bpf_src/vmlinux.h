@@ -78,6 +78,7 @@ enum { TCX_NEXT = -1, TC_ACT_UNSPEC = -1 };
 enum { NF_DROP = 0, NF_ACCEPT = 1 };
 enum { AF_UNIX = 1, AF_NETLINK = 16 };
 enum { TCP_TIME_WAIT = 6, TCP_NEW_SYN_RECV = 12 };
+enum { TCP_FRAG_IN_RTX_QUEUE = 1 };
 enum { NFPROTO_IPV4 = 2, NFPROTO_IPV6 = 10 };
 
 /* Only asked whether they exist: xdp_load_bytes came with multi-buffer XDP, 3f364222d032 (v5.18). */
@@ -247,11 +248,16 @@ struct skb_shared_info {
 	struct skb_frag frags[17];
 };
 
+struct list_head {
+	struct list_head *next;
+};
+
 struct sk_buff {
 	struct sk_buff *next;
 	struct net_device *dev;
 	struct sock *sk;
 	unsigned long _skb_refdst;
+	struct list_head tcp_tsorted_anchor; /* in TCP's list of what was sent */
 	unsigned int len;
 	unsigned int data_len;
 	__u16 mac_len;

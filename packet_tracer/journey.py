@@ -40,7 +40,9 @@ _SEEN = Selection(
 )
 _XDP = int(Hook.XDP)
 #: Stages whose event ends an skb; a clone of it may live on.
-_ENDINGS = ("freed", "dropped")
+_ENDINGS = ("merged", "freed", "dropped")
+#: Its event says that the same bytes go out once more, as another packet; this one may have ended long ago.
+_SENT_AGAIN = "sent again"
 
 
 class EndKind(str, Enum):
@@ -141,24 +143,31 @@ class Journey:
     @property
     def end(self) -> End:
         """How it ended."""
-        last = self.events[-1]
+        events = [event for event in self.events if stage_of(event.probe) != _SENT_AGAIN] or self.events
+        last = events[-1]
         if self.forgotten:
             return End(EndKind.FORGOTTEN, last)
         before, ending = last, []
-        for before in reversed(self.events):
+        for before in reversed(events):
             if stage_of(before.probe) not in _ENDINGS:
                 break
             ending.append(before)
-        for event in ending:
-            if event.skb_address == last.skb_address and stage_of(event.probe) == "dropped":
-                return End(EndKind.DROPPED, event, None, event.drop_reason, event.drop_location)
         stage = stage_of(before.probe)
         if stage == "read":
             return End(EndKind.READ, before, f"{before.comm}:{before.pid}")
+        if self.merged or any(stage_of(event.probe) == "merged" for event in ending):
+            return End(EndKind.MERGED, last)
+        # The last skb to end says it, unless it stayed behind: TCP keeps what it sent until it is confirmed.
+        own = last.skb_address
+        on_its_way = events[: len(events) - len(ending) - 1]
+        stayed = {event.skb_address for event in on_its_way} - {before.skb_address}
+        if own in stayed and before.skb_address in {event.skb_address for event in ending}:
+            own = before.skb_address
+        for event in ending:
+            if event.skb_address == own and stage_of(event.probe) == "dropped":
+                return End(EndKind.DROPPED, event, None, event.drop_reason, event.drop_location)
         if stage == "driver out":
             return End(EndKind.SENT, before)
-        if self.merged:
-            return End(EndKind.MERGED, last)
         if ending:
             return End(EndKind.CONSUMED, last, f"{last.comm}:{last.pid}")
         return End(EndKind.QUEUED if stage == "socket queue" else EndKind.UNFINISHED, last)

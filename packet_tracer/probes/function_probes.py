@@ -38,7 +38,7 @@ Backend = Literal["fentry", "kprobe-multi", "kprobe"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 #: Up to so many functions a trampoline each is worth its load time: it costs least for each packet.
-_FEW = 80
+_FEW = 96
 #: With returns: at entry, to remember the entry, at the return.
 _CLONES_A_FUNCTION = 3
 _KINDS = {ArgumentKind.SKB: 0, ArgumentKind.SKB_POINTER: 1}

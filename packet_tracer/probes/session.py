@@ -53,10 +53,13 @@ _REFINEMENTS = (
     "ip_fraglist_init",
     "ip6_fraglist_init",
     "skb_gro_receive",
+    "skb_gro_receive_list",
     "skb_try_coalesce",
     "inet_frag_reasm_finish",
     "tcp_retransmit_skb",
     "tcp_retransmit_skb_after",
+    "tcp_transmit_skb",
+    "tcp_fragment",
 )
 
 

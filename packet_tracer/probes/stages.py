@@ -51,7 +51,8 @@ STAGES: Mapping[str, tuple[str, ...]] = {
         "ip_send_skb",
         "ip6_send_skb",
     ),
-    "TCP send": ("__tcp_transmit_skb", "__tcp_retransmit_skb"),
+    "TCP send": ("__tcp_transmit_skb",),
+    "sent again": ("__tcp_retransmit_skb",),
     "IP output": ("__ip_queue_xmit", "ip6_xmit", "__ip_local_out", "__ip6_local_out", "netfilter:*:output"),
     "postrouting": ("ip_output", "ip6_output", "ip_mc_output", "netfilter:*:postrouting"),
     "fragment": ("ip_do_fragment", "ip6_fragment"),
@@ -62,7 +63,14 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "TC out": ("tc:egress",),
     "qdisc": ("net_dev_queue", "sch_direct_xmit"),
     "driver out": ("dev_hard_start_xmit", "net_dev_start_xmit", "net_dev_xmit", "veth_xmit", "loopback_xmit"),
-    "freed": ("consume_skb", "skb_attempt_defer_free", "__kfree_skb"),
+    "merged": ("kfree_skb_partial", "napi_skb_free_stolen_head"),
+    "freed": (
+        "consume_skb",
+        "skb_attempt_defer_free",
+        "__kfree_skb",
+        "__kfree_skb_defer",
+        "__napi_kfree_skb",
+    ),
     "dropped": ("kfree_skb", "kfree_skb_reason", "sk_skb_reason_drop"),
 }
 

@@ -13,7 +13,7 @@ from packet_tracer.journey import EndKind, Journey, Journeys
 from tests.unit.format_records import SYN, context
 
 CLIENT, ROUTER, SERVER = 11, 12, 13
-FORWARD, READ, QUEUE, DONE = 64, 66, 68, 70
+FORWARD, READ, QUEUE, DONE, MERGED, AGAIN = 64, 66, 68, 70, 72, 74
 FIRST = EventFlags.FIRST_SIGHT | SYN["flags"]
 MS = 1_000_000
 
@@ -26,6 +26,8 @@ def names() -> Context:
         READ: "skb_copy_datagram_iter",
         QUEUE: "tcp_data_queue",
         DONE: "__kfree_skb",
+        MERGED: "kfree_skb_partial",
+        AGAIN: "__tcp_retransmit_skb",
     }
     made = context(
         interfaces={(CLIENT, 3): "c0", (ROUTER, 4): "r0", (ROUTER, 5): "r1", (SERVER, 3): "s0"},
@@ -137,6 +139,40 @@ def test_the_drop_of_a_clone_is_not_the_packets_end() -> None:
         seen(1, RECEIVED), seen(2, DROPPED, skb_address=clone, flags=DROP_FLAGS, **DROP), seen(3, CONSUMED)
     )
     assert journey.end.kind is EndKind.CONSUMED
+
+
+def test_the_drop_of_the_skb_last_seen_on_its_way_is_the_end_whoever_frees_another_later() -> None:
+    """A segment dropped at its receiver: the sender frees its own clone when it is acknowledged."""
+    sent = 0xFFFF888000000100
+    journey = only(
+        seen(1, QUEUED, skb_address=sent),
+        seen(2, RECEIVED),
+        seen(3, DROPPED, flags=DROP_FLAGS, **DROP),
+        seen(4, DONE, skb_address=sent),
+    )
+    assert journey.end.kind is EndKind.DROPPED
+
+
+def test_what_a_sender_sends_again_has_ended_before() -> None:
+    journey = only(
+        seen(1, QUEUED, flags=FIRST),
+        seen(2, DROPPED, flags=DROP_FLAGS, **DROP),
+        seen(3, AGAIN, skb_address=1),
+    )
+    assert journey.end.kind is EndKind.DROPPED
+    assert journey.complete
+
+
+def test_what_became_a_part_of_another_packet_is_neither_consumed_nor_dropped() -> None:
+    """A child whose whole is put together again keeps its parent: the end itself says what it is."""
+    _, coalesced, listed = journeys(
+        seen(1, QUEUED, packet_id=5, flags=FIRST),
+        seen(2, RECEIVED, packet_id=6, parent_id=5),
+        seen(3, MERGED, packet_id=6, parent_id=5),
+        seen(4, RECEIVED, packet_id=7, flags=FIRST),
+        seen(5, DROPPED, packet_id=7, parent_id=5, flags=DROP_FLAGS, **DROP),
+    )
+    assert [one.end.kind for one in (coalesced, listed)] == [EndKind.MERGED] * 2
 
 
 def test_who_read_it_is_who_copied_it_out() -> None:

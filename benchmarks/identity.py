@@ -1,0 +1,242 @@
+"""How often an event is with the right packet, and how many journeys are complete, by labelled packets.
+
+    python -m benchmarks.identity [KERNEL]     in a virtual machine; KERNEL as of tests.matrix (trixie)
+    python -m benchmarks.identity --native     here, as far as it goes: without functions, by best effort
+
+Everything that the kernel does to packets (``tests/mechanisms.py``) is done to packets whose numbers lie in
+their payload, by two busy CPUs, under one capture; ``tests/labelled.py`` then judges each event. Two levels:
+exact, with the functions of the profile ``path``, and best effort, with tracepoints only. Ends with exit
+status 1 if a bar is missed. Exact: all events with the right packet, none lost, 99 % of journeys complete,
+for each mechanism. Best effort, and with more packets than can be remembered: no id for two packets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from packet_tracer.capture import Tracer
+from packet_tracer.errors import NotSupportedError
+from packet_tracer.lab import Lab
+from packet_tracer.probes.objects import CaptureObjects
+from tests.labelled import Judge, Score
+from tests.mechanisms import MECHANISMS, PRESSURE, Mechanism, flush
+
+_INTERFACES = ("c0", "r0", "r1", "s0")
+#: Large enough that a packet that two numbers of bytes away from its start is read has all its label.
+_SNAPLEN = 128
+#: Journeys that have to be complete, in per cent.
+_COMPLETE = 99.0
+#: How many packets can be remembered when more come.
+_PLACES = 512
+_TITLES = ("mechanism", "events", "right %", "mixed", "ids", "buffers", "journeys", "complete %")
+_LINE = "{:44} {:>8} {:>8} {:>6} {:>6} {:>8} {:>9} {:>10}"
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How packets are traced: a profile, and whether it makes identity exact."""
+
+    name: str
+    profile: str
+    exact: bool
+
+
+LEVELS = (Level("exact", "path", True), Level("best", "default", False))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one mechanism: a score, or why there is none; events lost, packets forgotten."""
+
+    mechanism: Mechanism
+    score: Score | None
+    why: str = ""
+    lost: int = 0
+    forgotten: int = 0
+
+    def shortcoming(self, level: Level) -> str:
+        """Return which bar is missed, "" if none is."""
+        score = self.score
+        if score is None:
+            return ""
+        if score.mixed:
+            return f"{score.mixed} events under another packet's id"
+        if self.mechanism is PRESSURE:
+            return "" if self.forgotten else "nothing was forgotten"
+        if not level.exact:
+            return ""
+        if not self.mechanism.happened(score):
+            return "" if self.mechanism.optional else "it did not happen"
+        if score.right < score.events or self.lost:
+            return f"{score.events - score.right} events with a wrong packet, {self.lost} lost"
+        return "journeys are incomplete" if score.complete_percent < _COMPLETE else ""
+
+
+def main(words: list[str]) -> int:
+    """Measure, print the tables, and return 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.identity", description=__doc__)
+    parser.add_argument("kernel", nargs="?", default="trixie", help="see tests.matrix (trixie)")
+    parser.add_argument("--native", action="store_true", help="here, not in a virtual machine")
+    parser.add_argument("--count", type=int, default=50, help="packets of each of two senders (50)")
+    parser.add_argument("--level", choices=[level.name for level in LEVELS], help="only this one")
+    parser.add_argument("--only", action="append", default=[], help="a part of mechanisms' names; repeatable")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show some of what is wrong")
+    options = parser.parse_args(words)
+    if not options.native:
+        command = [
+            sys.executable,
+            "-m",
+            "tests.matrix",
+            "--memory",
+            "3G",
+            "--timeout",
+            "1500",
+            options.kernel,
+        ]
+        rest = [word for word in words if word != options.kernel]
+        guest = [sys.executable, "-m", "benchmarks.identity", "--native", *rest]
+        return subprocess.run([*command, "--", *guest], check=False).returncode
+    chosen = [
+        each
+        for each in (*MECHANISMS, PRESSURE)
+        if not options.only or any(part in each.name for part in options.only)
+    ]
+    levels = [level for level in LEVELS if options.level in (None, level.name)]
+    return int(sum(measure_level(level, chosen, options) for level in levels) > 0)
+
+
+def measure_level(level: Level, chosen: list[Mechanism], options: argparse.Namespace) -> bool:
+    """Measure all mechanisms at one level and print the table; return whether a bar is missed."""
+    results: list[Result] = []
+    ordinary = [each for each in chosen if each is not PRESSURE]
+    try:
+        with Lab() as network:
+            for xdp in (False, True):
+                if group := [each for each in ordinary if each.xdp == xdp]:
+                    results += measure(network, level, group, options.count, xdp=xdp)
+            if PRESSURE in chosen:
+                with places(_PLACES):
+                    results += measure(network, level, [PRESSURE], 2 * _PLACES)
+    except NotSupportedError as error:
+        print(f"{level.name}: not measured: {error}")
+        return False
+    return report(results, level, verbose=options.verbose)
+
+
+def measure(
+    network: Lab, level: Level, mechanisms: list[Mechanism], count: int, *, xdp: bool = False
+) -> list[Result]:
+    """Trace mechanisms by one capture, and judge each."""
+    tracer = Tracer(
+        netns=[node.name for node in network.nodes],
+        interface=_INTERFACES if xdp else None,
+        probes=["xdp"] if xdp else (),
+        profile=level.profile,
+        snaplen=_SNAPLEN,
+        ring_bytes=512 << 20,
+    )
+    started = time.monotonic()
+    tracer.start()
+    with closing(tracer):
+        if level.exact and not tracer.exact_identity:
+            raise NotSupportedError("identity is not exact here")
+        how = "; ".join(tracer.notes) or "tracepoints"
+        print(f"# {level.name}: {how}; attached in {time.monotonic() - started:.0f} s", flush=True)
+        return [one(network, tracer, level, mechanism, count) for mechanism in mechanisms]
+
+
+def one(network: Lab, tracer: Tracer, level: Level, mechanism: Mechanism, count: int) -> Result:
+    """Play one mechanism and judge what was seen of it."""
+    index = MECHANISMS.index(mechanism) + 1 if mechanism in MECHANISMS else 0
+    lost, forgotten = _lost(tracer), tracer.tracking().forgotten
+    for _ in tracer.batches(timeout=0):  # what came late of the one before
+        pass
+    try:
+        sent = mechanism.play(network, index, min(max(count // 10, 4), 20) if mechanism.stream else count)
+    except NotSupportedError as error:
+        return Result(mechanism, None, str(error))
+    time.sleep(0.2)
+    flush(network)
+    time.sleep(0.1)
+    judge = Judge(network.client.netns.inode, copied=mechanism.copied, ports=sent.ports)
+    for batch in tracer.batches(timeout=0):
+        judge.add(batch, {index})
+    score = judge.finish(sent.numbers, sent.read, read=level.exact)
+    lost, forgotten = _lost(tracer) - lost, tracer.tracking().forgotten - forgotten
+    return Result(mechanism, score, lost=lost, forgotten=forgotten)
+
+
+def _lost(tracer: Tracer) -> int:
+    return sum(counters.lost_ring + counters.untracked for counters in tracer.stats().values())
+
+
+@contextmanager
+def places(count: int) -> Iterator[None]:
+    """Have captures remember only so many packets."""
+    share = CaptureObjects._share_maps
+
+    def smaller(self: CaptureObjects, opened: Any) -> None:
+        share(self, opened)
+        if "packets" not in self.maps and "packets" in opened.maps:
+            opened.maps["packets"].max_entries = count
+
+    CaptureObjects._share_maps = smaller  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CaptureObjects._share_maps = share  # type: ignore[method-assign]
+
+
+def report(results: list[Result], level: Level, *, verbose: bool) -> bool:
+    """Print the table and the sum of it; return whether a bar is missed."""
+    print(_LINE.format(*_TITLES))
+    missed = False
+    for result in results:
+        if result.score is None:
+            print(f"{result.mechanism.name:44} not measured: {result.why}")
+            continue
+        shortcoming = result.shortcoming(level)
+        missed |= bool(shortcoming)
+        print(_row(result.mechanism.name, result.score), _remark(result, level, shortcoming))
+        if verbose:
+            for line in (*result.score.wrong, *result.score.incomplete):
+                print(f"    {line}")
+    total = Score()
+    for result in results:
+        if result.score is not None and result.mechanism is not PRESSURE:
+            for name in ("events", "right", "mixed", "packets", "buffers", "journeys", "complete"):
+                setattr(total, name, getattr(total, name) + getattr(result.score, name))
+    print(_row(f"{level.name}: all", total), "MISSED" if missed else "", flush=True)
+    return missed
+
+
+def _row(name: str, score: Score) -> str:
+    right, complete = f"{score.right_percent:.2f}", f"{score.complete_percent:.2f}"
+    return _LINE.format(
+        name, score.events, right, score.mixed, score.packets, score.buffers, score.journeys, complete
+    )
+
+
+def _remark(result: Result, level: Level, shortcoming: str) -> str:
+    assert result.score is not None
+    said = []
+    if result.forgotten:
+        said.append(f"{result.forgotten} forgotten")
+    if result.lost:
+        said.append(f"{result.lost} lost")
+    if level.exact and not result.mechanism.happened(result.score):
+        said.append("did not happen")
+    if shortcoming:
+        said.append(f"MISSED: {shortcoming}")
+    return "; ".join(said)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
