@@ -3,6 +3,9 @@
 Beside the counts it says which capabilities were seen: a capability was, when a test that is marked
 ``@pytest.mark.requires(NAME)`` for it passed, and was not, with the reason, when such a test was skipped.
 What tests record with ``record_property`` are facts about the kernel.
+
+A test that hangs fails, so that it costs the others nothing, and a failure is shown when it happens: a run
+takes long, and who waits for its end may lose it.
 """
 
 from __future__ import annotations
@@ -10,9 +13,17 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
+import sys
+import threading
 import time
+from collections.abc import Generator
+from types import FrameType
 
 import pytest
+
+#: More than any test takes on an emulated machine that others keep busy too, in seconds.
+_TEST_LIMIT = float(os.environ.get("MATRIX_TEST_LIMIT", 400))
 
 
 class Report:
@@ -36,6 +47,11 @@ class Report:
         if report.failed:
             self.outcomes[report.nodeid] = "failed"
             self.failures.append(f"{report.nodeid} ({report.when})")
+            print(
+                f"\nFAILED {report.nodeid} ({report.when})\n{report.longreprtext}",
+                file=sys.stderr,
+                flush=True,
+            )
             for name in self._requires.get(report.nodeid, ()):
                 self.capabilities.setdefault(name, "its test failed")
         elif report.skipped:
@@ -49,6 +65,19 @@ class Report:
             self.facts.update(report.user_properties)
             for name in self._requires.get(report.nodeid, ()):
                 self.capabilities[name] = ""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
+        """Let a test run for so long. SIGALRM is some tests' own."""
+        before = signal.signal(signal.SIGUSR2, _too_long)
+        timer = threading.Timer(_TEST_LIMIT, os.kill, (os.getpid(), signal.SIGUSR2))
+        timer.start()
+        try:
+            return (yield)
+        finally:
+            timer.cancel()
+            timer.join()
+            signal.signal(signal.SIGUSR2, before)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -68,6 +97,10 @@ class Report:
         }
         with open(os.environ["MATRIX_REPORT"], "w") as port:
             port.write(json.dumps(content))
+
+
+def _too_long(number: int, frame: FrameType | None) -> None:
+    pytest.fail(f"it took longer than {_TEST_LIMIT:g} s")
 
 
 def pytest_configure(config: pytest.Config) -> None:

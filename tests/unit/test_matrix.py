@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from tests.matrix import guest, kernels, run
 from tests.matrix.docs import render
 from tests.matrix.errors import UnknownKernel
 from tests.matrix.requirements import CAPABILITIES, REQUIREMENTS, required
-from tests.matrix.suite import Result
+from tests.matrix.suite import PROJECT, Result
 
 
 def test_names() -> None:
@@ -120,3 +122,27 @@ def test_page_of_kernels() -> None:
         in page
     )
     assert page.endswith("- `tcx`: too old (bullseye)\n")
+
+
+def test_a_test_that_hangs_fails_and_the_others_run(tmp_path: Path) -> None:
+    tests = tmp_path / "test_two.py"
+    tests.write_text(
+        "import threading\n"
+        "def test_hangs(): threading.Event().wait()\n"
+        "def test_runs(record_property): record_property('ran', 'yes')\n"
+    )
+    report = tmp_path / "report"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.matrix.plugin"]
+    result = subprocess.run(
+        [*command, "--rootdir", str(tmp_path), str(tests)],
+        env=os.environ
+        | {"MATRIX_REPORT": str(report), "MATRIX_TEST_LIMIT": "0.3", "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    found = json.loads(report.read_text())
+    assert (result.returncode, found["passed"], found["failed"]) == (1, 1, 1), result.stdout
+    assert found["facts"] == {"ran": "yes"}
+    assert "FAILED test_two.py::test_hangs (call)" in result.stderr
+    assert "it took longer than 0.3 s" in result.stderr
