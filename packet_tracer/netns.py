@@ -27,6 +27,8 @@ from packet_tracer.errors import NotPermittedError, PtraceError, UsageError, err
 if TYPE_CHECKING:
     import ctypes
 
+    from packet_tracer.netns_hidden import Search
+
 #: Where iproute2 keeps the names (ip-netns(8)).
 NAMED_DIRECTORY = "/run/netns"
 
@@ -35,7 +37,8 @@ _NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
 _CURRENT = "/proc/thread-self/ns/net"
 _MISSES_REMEMBERED = 65536
-#: A search through all descriptors may take a twentieth of the time.
+#: A search through all descriptors is waited for so long, in seconds, and may take a twentieth of the time.
+_SHORT = 0.05
 _PAUSE = 20
 
 
@@ -286,6 +289,7 @@ class InterfaceNames:
         self._read_at: dict[int, float] = {}
         #: When an interface, or a namespace (with None), was last looked for in vain.
         self._missed_at: dict[tuple[int, int | None], float] = {}
+        self._search: Search | None = None
         self._search_again_at = float("-inf")
 
     @property
@@ -346,13 +350,20 @@ class InterfaceNames:
         if not self._worth_a_look((inode, None), now):
             return
         self._learn(every(self._own))
-        if inode in self._netns or now < self._search_again_at:
-            return
-        from packet_tracer.netns_hidden import hidden
+        if inode not in self._netns:
+            self._search_everywhere(now)
 
-        self._learn(hidden())
-        took = time.monotonic() - now
-        self._search_again_at = now + max(self._interval, took * _PAUSE)
+    def _search_everywhere(self, now: float) -> None:
+        """Look through all descriptors, in a thread: on a large host it takes long, and rings fill."""
+        from packet_tracer.netns_hidden import Search
+
+        if self._search is None and now >= self._search_again_at:
+            self._search = Search()
+            self._search.join(_SHORT)
+        if self._search is not None and not self._search.is_alive():
+            self._learn(self._search.found)
+            self._search_again_at = now + max(self._interval, self._search.seconds * _PAUSE)
+            self._search = None
 
     def _learn(self, found: dict[int, Netns]) -> None:
         for inode, netns in found.items():

@@ -7,6 +7,8 @@ went its own way is enough. Finding those takes a look at every descriptor of ev
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,22 @@ from packet_tracer.netns import Netns
 #: What /proc says of an open namespace: its kind and inode, or the place where it is mounted, "/" if nowhere
 #: any more. Nothing else is looked at closer: stat(2) of a file on a dead server would wait for it.
 _HELD = re.compile(r"net:\[\d+\]|/|.*/netns/[^/]+")
+
+
+class Search(threading.Thread):
+    """A search under way; when it is over ``found`` is what :func:`hidden` returns, in ``seconds``."""
+
+    def __init__(self) -> None:
+        super().__init__(name="namespaces", daemon=True)
+        self.found: dict[int, Netns] = {}
+        self.seconds = 0.0
+        self.start()
+
+    def run(self) -> None:
+        """Search."""
+        started = time.monotonic()
+        self.found = hidden()
+        self.seconds = time.monotonic() - started
 
 
 def hidden() -> dict[int, Netns]:

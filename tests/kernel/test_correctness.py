@@ -212,6 +212,22 @@ def everywhere() -> Tracer:
     return Tracer(netns="all", mark=_MARK, probes="net_dev_start_xmit")
 
 
+def named(tracer: Tracer, traffic: Callable[[], object]) -> dict[str, Any]:
+    """Return the event of traffic once its namespace has a name: it is searched for beside the reading."""
+    with tracer:
+        traffic()
+        time.sleep(0.05)
+        tracer.stop()
+        batches = list(tracer.batches())
+        deadline = time.monotonic() + 60
+        while True:
+            (line,) = (line for batch in batches for line in JsonLines().format(batch).splitlines())
+            found: dict[str, Any] = json.loads(line)
+            if found["netns_name"] is not None or time.monotonic() > deadline:
+                return found
+            time.sleep(0.1)
+
+
 def test_names_in_a_namespace_without_a_process() -> None:
     name = f"ptrace-bare-{os.getpid()}"
     with bare_namespace(name) as netns, marked(netns) as sender:
@@ -227,7 +243,7 @@ def test_names_in_a_namespace_that_is_only_held_open() -> None:
         try:
             run(["ip", "netns", "delete", name], "", None)
             tracer = everywhere()
-            (event,) = as_json(tracer, lambda: sender.sendto(b"x", ("203.0.113.2", 9)))
+            event = named(tracer, lambda: sender.sendto(b"x", ("203.0.113.2", 9)))
             found = resolve(event["netns_name"])  # what it is called is what --netns takes
         finally:
             os.close(held)
@@ -238,7 +254,7 @@ def test_names_in_a_namespace_that_is_only_held_open() -> None:
 
 def test_names_in_a_namespace_of_a_single_thread() -> None:
     """A thread that has gone its own way, as container engines have them; its process lives elsewhere."""
-    ready, done = threading.Event(), threading.Event()
+    made, ready, sent, done = (threading.Event() for _ in range(4))
     found: list[int] = []
 
     def live() -> None:
@@ -248,27 +264,27 @@ def test_names_in_a_namespace_of_a_single_thread() -> None:
         run(["ip", "link", "set", "lo", "up"], "", None)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.setsockopt(socket.SOL_SOCKET, _SO_MARK, _MARK)
+            made.set()
             ready.wait(60)
             sender.sendto(b"x", ("127.0.0.1", 9))
             sent.set()
             done.wait(60)
 
-    sent = threading.Event()
     thread = threading.Thread(target=live)
     thread.start()
+    assert made.wait(60)
 
     def send() -> None:
         ready.set()
         assert sent.wait(60)
 
     try:
-        events = as_json(everywhere(), send)
+        event = named(everywhere(), send)
     finally:
         ready.set()
         done.set()
         thread.join()
-    event = next(one for one in events if one["netns"] == found[0])
-    assert event["interface"] == "lo"
+    assert (event["netns"], event["interface"]) == (found[0], "lo")
     assert event["netns_name"] is not None
     assert f"/task/{thread.native_id}/" in event["netns_name"]
 
