@@ -223,7 +223,7 @@ def named(tracer: Tracer, traffic: Callable[[], object]) -> dict[str, Any]:
         while True:
             (line,) = (line for batch in batches for line in JsonLines().format(batch).splitlines())
             found: dict[str, Any] = json.loads(line)
-            if found["netns_name"] is not None or time.monotonic() > deadline:
+            if None not in (found["netns_name"], found["interface"]) or time.monotonic() > deadline:
                 return found
             time.sleep(0.1)
 
