@@ -33,7 +33,7 @@ from packet_tracer.errors import BpfError, NotSupportedError, UsageError
 from packet_tracer.formats.jsonl import JsonLines
 from packet_tracer.formats.text import Text
 from packet_tracer.lab import DROPPED_PORT, Lab
-from packet_tracer.lab.commands import run
+from packet_tracer.lab.commands import run, wait_for_carrier
 from packet_tracer.netns import Netns, entered, resolve
 from packet_tracer.probes.function_probes import BACKENDS, Backend
 from tests.kernel.capturing import ethernet, ipv4, ipv6, on_one_cpu, udp, udp_socket
@@ -194,6 +194,7 @@ def bare_namespace(name: str) -> Iterator[Netns]:
         run(["ip", "link", "add", "born0", "type", "veth", "peer", "name", "born1"], "", made)
         for words in ("addr add 203.0.113.1/24 dev born0", "link set born0 up", "link set born1 up"):
             run(["ip", *words.split()], "", made)
+        wait_for_carrier(made, "born0")
         run(["ip", *"neigh add 203.0.113.2 lladdr 02:00:00:00:00:01 dev born0".split()], "", made)
         yield made
     finally:
@@ -296,8 +297,8 @@ def test_names_of_what_is_born_after_the_start(network: Lab) -> None:
     with everywhere() as tracer:
 
         def events() -> list[dict[str, Any]]:
-            lines = "".join(formatter.format(batch) for batch in tracer.batches(timeout=0.3))
-            return [json.loads(line) for line in lines.splitlines()]
+            batch = next(tracer.batches(timeout=30))
+            return [json.loads(line) for line in formatter.format(batch).splitlines()]
 
         with marked(network.client.netns) as sender:
             sender.sendto(b"x", (SERVER, 4322))
@@ -305,6 +306,7 @@ def test_names_of_what_is_born_after_the_start(network: Lab) -> None:
             commands = ("link add late0 type veth peer late1", "link set late0 up", "link set late1 up")
             for words in commands:
                 run(["ip", *words.split()], "", network.client.netns)
+            wait_for_carrier(network.client.netns, "late0")
             try:
                 sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"late0")
                 run(
