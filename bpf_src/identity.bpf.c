@@ -210,7 +210,9 @@ static __always_inline int copied_to(struct sk_buff *skb, struct sk_buff *copy)
 {
 	struct tracked *packet = find_tracked(head_of(skb));
 
-	if (packet && is_pointer(copy) && !send_again((__u64)skb, head_of(copy)))
+	if (!packet || !is_pointer(copy) || find_tracked(head_of(copy)))
+		return 0;
+	if (!send_again((__u64)skb, head_of(copy)))
 		put(head_of(copy), packet);
 	return 0;
 }

@@ -1,7 +1,8 @@
 """Exact identity: whatever becomes of a packet's buffer, it is the same packet, and another one never is.
 
-All traffic goes through one capture, made once: attaching takes longer than all of it. Each mechanism has a
-UDP or TCP port of its own, and each datagram's payload begins with its number: ids are held against it.
+All traffic goes through one capture, made once: attaching takes longer than all of it. The first part looks
+at what is special to a mechanism: each has a UDP or TCP port of its own, and each datagram begins with its
+number. The second part has all that ``tests/mechanisms.py`` knows judged alike.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from packet_tracer.lab.commands import ip, run, set_offloads
 from packet_tracer.netns import entered
 from packet_tracer.probes.functions import FunctionTable
 from tests.kernel.capturing import udp_socket
+from tests.labelled import Judge
+from tests.mechanisms import MECHANISMS, Mechanism, flush
 
 pytestmark = pytest.mark.requires("fentry")
 
@@ -36,9 +39,12 @@ REASSEMBLED = 5002
 VXLAN = 4789
 
 #: Where packets are looked at; those that a kernel does not have are left out.
+PROBES = ("net_dev_queue", "netif_receive_skb")
 FUNCTIONS = (
     "ip_output",
+    "ip6_output",
     "ip_rcv",
+    "ipv6_rcv",
     "ip_forward",
     "packet_rcv",
     "udp_queue_rcv_skb",
@@ -144,11 +150,11 @@ def traffic(network: Lab, lacks: dict[int, str]) -> None:
 
 def fragmented_on_the_way(network: Lab) -> None:
     """The router's second link takes less than the first."""
-    ip(["link set r1 mtu 800"], network.router.netns)
+    ip(["link set r1 mtu 1280"], network.router.netns)  # with less it has no IPv6
     with udp_socket(network.client) as sender:
         sender.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER: fragments are allowed
         for number in range(COUNT):
-            sender.sendto(payload(number, 1300), (network.route.server_addresses[4], FORWARD_FRAGMENTED))
+            sender.sendto(payload(number, 1400), (network.route.server_addresses[4], FORWARD_FRAGMENTED))
     time.sleep(0.05)
     ip(["link set r1 mtu 1500"], network.router.netns)
 
@@ -188,6 +194,15 @@ def under_load(network: Lab) -> None:
                 receiver.recv(100)
 
 
+def undo(network: Lab, lacks: dict[int, str]) -> None:
+    """Take away what :func:`prepare` made."""
+    if COPIED not in lacks:
+        run(["nft", "delete", "table", "ip", "identity"], "", network.router.netns)
+    if VXLAN not in lacks:
+        for node in (network.client, network.server):
+            ip(["link delete vx0"], node.netns)
+
+
 def prepare(network: Lab) -> dict[int, str]:
     """Set up what the traffic needs; return what this kernel lacks for some of it, by port."""
     lacks: dict[int, str] = {}
@@ -217,31 +232,52 @@ def prepare(network: Lab) -> dict[int, str]:
     return lacks
 
 
+@dataclass(slots=True)
+class Capturing:
+    """The network, and the one capture of it."""
+
+    network: Lab
+    tracer: Tracer
+
+    def lost(self) -> int:
+        """How many events were lost, or have no id."""
+        return sum(counters.lost_ring + counters.untracked for counters in self.tracer.stats().values())
+
+
 @pytest.fixture(scope="module")
-def recording() -> Iterator[Recording]:
+def capturing() -> Iterator[Capturing]:
     with Lab() as network:
-        lacks = prepare(network)
         known = {function.name for function in FunctionTable.read().functions}
         tracer = Tracer(
             netns=[node.name for node in network.nodes],
+            probes=PROBES,
             functions=[name for name in FUNCTIONS if name in known],
             snaplen=128,
+            ring_bytes=64 << 20,
         )
         try:
             tracer.start()
         except NotSupportedError as error:
             pytest.skip(str(error))
         try:
-            exact = tracer.exact_identity
-            traffic(network, lacks)
-            time.sleep(0.1)
-            tracer.stop()
-            events = list(tracer.events())
+            assert not tracer.skipped
+            yield Capturing(network, tracer)
         finally:
             tracer.close()
-        assert not tracer.skipped
-        assert sum(counters.lost_ring + counters.untracked for counters in tracer.stats().values()) == 0
-        yield Recording(events, network.client.netns.inode, lacks, exact)
+
+
+@pytest.fixture(scope="module")
+def recording(capturing: Capturing) -> Recording:
+    network, tracer = capturing.network, capturing.tracer
+    lacks = prepare(network)
+    try:
+        traffic(network, lacks)
+    finally:
+        undo(network, lacks)
+    time.sleep(0.1)
+    events = [event for batch in tracer.batches(timeout=0) for event in batch]
+    assert capturing.lost() == 0
+    return Recording(events, network.client.netns.inode, lacks, tracer.exact_identity)
 
 
 def test_exact(recording: Recording) -> None:
@@ -352,3 +388,31 @@ def test_nothing_is_mixed_up_under_load(recording: Recording) -> None:
         if (number := number_of(event)) is not None:
             numbers[event.packet_id].add(number)
     assert {len(found) for found in numbers.values()} == {1}
+
+
+@pytest.mark.parametrize(
+    "mechanism", [each for each in MECHANISMS if not each.xdp], ids=lambda each: each.name
+)
+def test_each_packet_is_itself_whatever_is_done_to_it(capturing: Capturing, mechanism: Mechanism) -> None:
+    """Two busy CPUs, numbered packets: see ``tests/labelled.py``. XDP has tests of its own."""
+    network, tracer = capturing.network, capturing.tracer
+    lost = capturing.lost()
+    for _ in tracer.batches(timeout=0):  # what came late of the one before
+        pass
+    index = MECHANISMS.index(mechanism) + 1
+    try:
+        sent = mechanism.play(network, index, 3 if mechanism.stream else 8)
+    except NotSupportedError as error:
+        pytest.skip(str(error))
+    time.sleep(0.05)
+    flush(network)
+    judge = Judge(network.client.netns.inode, copied=mechanism.copied, ports=sent.ports)
+    for batch in tracer.batches(timeout=0):
+        judge.add(batch, {index})
+    score = judge.finish(sent.numbers, sent.read, read=False)
+    assert capturing.lost() == lost
+    assert (score.right, score.mixed, score.wrong) == (score.events, 0, [])
+    assert len(sent.numbers) <= score.packets
+    if not mechanism.happened(score):
+        assert mechanism.optional, score
+        pytest.skip("this kernel's veth has no GRO without XDP (Linux 5.13)")
