@@ -70,6 +70,7 @@ class Known:
     netns: int = 0
     end: int = 0
     surplus: int = 0
+    grown: bool = False
     heads: set[int] = field(default_factory=set)
     places: set[tuple[str, int, int]] = field(default_factory=set)
 
@@ -85,8 +86,9 @@ class Score:
 
     ``right`` events of ``events``; of the others those ``mixed`` are under another packet's id, the rest
     under a second one of their own packet's. ``unread`` events of known packets showed no label. ``complete``
-    of ``journeys``. ``packets`` had ids, ``moved`` of them lay in more than one buffer and ``related`` have a
-    parent; all lay in ``buffers`` buffers. ``wrong`` and ``incomplete`` are the first few, in words.
+    of ``journeys``. ``packets`` had ids, ``moved`` of them lay in more than one buffer, ``grown`` of them got
+    longer and ``related`` have a parent; all lay in ``buffers`` buffers.
+    ``wrong`` and ``incomplete`` are the first few, in words.
     """
 
     events: int = 0
@@ -97,6 +99,7 @@ class Score:
     complete: int = 0
     packets: int = 0
     moved: int = 0
+    grown: int = 0
     related: int = 0
     buffers: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -178,6 +181,7 @@ class Judge:
             known = Known(first_ns=event.monotonic_ns, netns=event.netns_inode)
             self._ids[event.packet_id] = known
         known.labels[label.family, label.start] += 1
+        known.grown |= 0 < known.end < label.end
         known.end = max(known.end, label.end)
         parent = event.parent_id
         if parent and parent not in known.parents:
@@ -212,6 +216,7 @@ class Judge:
         score.packets = len(self._ids)
         everything = list(self._ids.values())
         score.moved = sum(len(known.heads) > 1 for known in everything)
+        score.grown = sum(known.grown for known in everything)
         score.related = sum(bool(known.parents) for known in everything)
         score.buffers = len(set().union(*(known.heads for known in everything)))
         for identifier, known in self._ids.items():

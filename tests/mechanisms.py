@@ -188,6 +188,10 @@ def _has_relatives(score: Score) -> bool:
     return score.related > 0
 
 
+def _has_grown(score: Score) -> bool:
+    return score.grown > 0
+
+
 def _has_moved(score: Score) -> bool:
     return score.moved == score.packets > 0
 
@@ -231,7 +235,7 @@ MECHANISMS: tuple[Mechanism, ...] = (
     ),
     *_both("fragments by the sender", networks.routed, size=4000, happened=_has_relatives),
     *_both("GSO segmentation", networks.cut, size=20000, stream=True, happened=_has_relatives),
-    *_both("GRO merge", networks.joined, size=20000, stream=True, optional=True, happened=_has_relatives),
+    *_both("GRO merge", networks.joined, size=20000, stream=True, optional=True, happened=_has_grown),
     Mechanism("bridge flooding", partial(networks.flooded, version=4)),
     Mechanism("bpf_redirect", partial(networks.redirected, version=4)),
     *_both("TCP retransmission, first lost", networks.lossy, size=1000, stream=True, happened=_has_relatives),
@@ -244,5 +248,5 @@ MECHANISMS: tuple[Mechanism, ...] = (
     ),
     *_both("drop", networks.dropped, dropped=True),
     *_both("XDP to skb", networks.routed, xdp=True),
-    *_both("XDP and GRO merge", networks.joined, xdp=True, size=20000, stream=True, happened=_has_relatives),
+    *_both("XDP and GRO merge", networks.joined, xdp=True, size=20000, stream=True, happened=_has_grown),
 )
