@@ -146,12 +146,17 @@ static __noinline int flow_arp(struct cursor *cursor, struct ptrace_count_key *k
 /* Sets what the packet's headers tell of it. The view must be complete. */
 static __always_inline void find_flow(const struct packet_view *view, struct ptrace_count_key *key)
 {
-	struct cursor cursor = {.data = (__u64)view->head + view->start,
-				.data_end = (__u64)view->head + view->linear_end,
-				.shared = (__u64)view->head + READ(view->skb, end)};
 	__u16 ports[2] __attribute__((aligned(4)));
+	struct cursor cursor = {};
 	int transport = 0;
+	__u64 head;
 
+	/* As in filter_skb(): loaded directly it is memory to the verifier since 2d5c91e1cc14 (v6.17), and no number. */
+	if (bpf_probe_read_kernel(&head, sizeof(head), &view->skb->head))
+		return;
+	cursor.data = head + view->start;
+	cursor.data_end = head + view->linear_end;
+	cursor.shared = head + READ(view->skb, end);
 	key->protocol = view->link_header ? flow_link(&cursor) : view->protocol;
 	if (key->protocol == ETH_P_IP)
 		transport = flow_ipv4(&cursor, key);

@@ -141,11 +141,16 @@ def attach_kprobe_multi(
     opts.kprobe_multi.cnt = count
     opts.kprobe_multi.flags = _KPROBE_MULTI_RETURN if returns else 0
     result = lib.bpf_link_create(program.fd, 0, AttachType.TRACE_KPROBE_MULTI, opts)
-    reason = ""
     # The kernel's answer is the same for functions that can't be probed: EOPNOTSUPP, or EINVAL if it is old.
-    if result < 0 and Btf.vmlinux().get("bpf_kprobe_multi_link", Kind.STRUCT) is None:
-        reason = "this kernel has no kprobe-multi (Linux 5.18 with CONFIG_FPROBE)"
+    reason = kprobe_multi_missing() if result < 0 else ""
     return created(result, "kprobe-multi", f"{count} function{'s' * (count != 1)}", program, reason)
+
+
+def kprobe_multi_missing() -> str:
+    """Return why this kernel has no kprobe-multi at all, as its types tell; "" where it has."""
+    if Btf.vmlinux().get("bpf_kprobe_multi_link", Kind.STRUCT) is not None:
+        return ""
+    return "this kernel has no kprobe-multi (Linux 5.18 with CONFIG_FPROBE)"
 
 
 def attach_iterator(program: Program) -> Link:

@@ -93,7 +93,8 @@ class DirectReader(Reader):
             self._load_near_tag(target, offset, size)
             return
         base = R7 if self._vlan and end <= TAG else R2
-        if offset > _LARGEST_DISPLACEMENT:
+        # Linux 7.3 refuses a register that lies before the packet, as r2 may, though the sum does not.
+        if offset > _LARGEST_DISPLACEMENT or (self._vlan and base == R2):
             asm.mov(R4, base)
             asm.alu("add", R4, offset, wide=True)
             base, offset = R4, 0

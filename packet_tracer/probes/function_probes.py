@@ -14,6 +14,7 @@ Which of them works here is found by trying. A function that refuses is left out
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from typing import Literal, get_args
 from packet_tracer.bpf import link as links
 from packet_tracer.bpf import perf_links
 from packet_tracer.bpf.constants import patch_constants
+from packet_tracer.bpf.errors import AttachError
 from packet_tracer.bpf.link import Link
 from packet_tracer.bpf.program import PreparedProgram, Program
 from packet_tracer.bpf.targets import open_module
@@ -265,6 +267,10 @@ class FunctionAttacher:
     # One program for all functions
 
     def _kprobe_multi(self, probes: Sequence[FunctionProbe], stack: ExitStack) -> Iterator[Link]:
+        # Else the verifier would blame the program: a helper that it needs is as new.
+        if reason := links.kprobe_multi_missing():
+            what = f"{len(probes)} function{'s' * (len(probes) != 1)}"
+            raise AttachError("kprobe-multi", what, errno=errno.EOPNOTSUPP, reason=reason)
         templates = self.load("kprobe", ["kprobe_multi_entry", "kretprobe_multi_skb"])
         usable = self._in_registers(probes)
         for template, made in (("kprobe_multi_entry", False), ("kretprobe_multi_skb", True)):

@@ -22,6 +22,7 @@ from packet_tracer.bpf.program import Program
 from tests.kernel.loading import open_object
 
 PACKET = bytes(64)
+_AF_XDP, _SOL_XDP, _XDP_RX_RING = 44, 283, 2  # linux/socket.h, linux/if_xdp.h
 
 
 def covers(*types: MapType) -> pytest.MarkDecorator:
@@ -134,3 +135,10 @@ def raises_errno(kind: type[Any], number: int, action: Callable[[], object]) -> 
     assert type(caught.value) is kind
     assert caught.value.errno == number
     return caught.value
+
+
+def xdp_socket() -> socket.socket:
+    """Return an AF_XDP socket with a ring to receive by: Linux 7.3 lets no other into an XSKMAP (ENOBUFS)."""
+    opened = socket.socket(_AF_XDP, socket.SOCK_RAW)
+    opened.setsockopt(_SOL_XDP, _XDP_RX_RING, struct.pack("=I", 64))
+    return opened

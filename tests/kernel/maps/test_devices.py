@@ -15,11 +15,10 @@ from packet_tracer.bpf.errors import MapError
 from packet_tracer.bpf.link import attach_xdp
 from packet_tracer.bpf.maps import Cpu, CpuMap, Device, DevMap, DevMapHash, Unsupported, XskMap
 from packet_tracer.netns import entered
-from tests.kernel.maps.support import PACKET, covers, load_maps, raises_errno
+from tests.kernel.maps.support import PACKET, covers, load_maps, raises_errno, xdp_socket
 
 XDP_TX, XDP_REDIRECT = 3, 4
 ETH_P_TEST = 0x88B5  # for local experiments (IEEE 802)
-AF_XDP = 44
 
 
 @covers(MapType.DEVMAP, MapType.DEVMAP_HASH)
@@ -126,7 +125,7 @@ def test_a_packet_goes_to_a_queue_that_has_a_socket() -> None:
         assert isinstance(queues, XskMap)
         program = loaded.programs["to_queues"]
         assert program.test_run(PACKET).return_value == XDP_TX
-        with socket.socket(AF_XDP, socket.SOCK_RAW) as receiver:
+        with xdp_socket() as receiver:
             queues[1] = receiver
             assert program.test_run(PACKET).return_value == XDP_REDIRECT
             del queues[1]

@@ -24,9 +24,7 @@ from packet_tracer.bpf.object import LoadedObject
 from packet_tracer.bpf.program import Program
 from packet_tracer.netns import entered
 from tests.kernel.maps.docs import TARGET, render
-from tests.kernel.maps.support import directory_of, load_maps, own_cgroup, require_inode_storage
-
-AF_XDP = 44
+from tests.kernel.maps.support import directory_of, load_maps, own_cgroup, require_inode_storage, xdp_socket
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +71,7 @@ def helpers(network: lab.Lab) -> dict[str, Any]:
         "os": os,
         "socket": socket,
         "possible_cpus": possible_cpus,
-        "xdp_socket": lambda: socket.socket(AF_XDP, socket.SOCK_RAW),
+        "xdp_socket": xdp_socket,
         "connection": connection,
         "reuseport_socket": reuseport_socket,
         "xdp_program": xdp_program,
