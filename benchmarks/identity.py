@@ -84,12 +84,13 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.identity", description=__doc__)
     parser.add_argument("kernel", nargs="?", default="trixie", help="see tests.matrix (trixie)")
     parser.add_argument("--native", action="store_true", help="here, not in a virtual machine")
+    parser.add_argument("--guest", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, default=50, help="packets of each of two senders (50)")
     parser.add_argument("--level", choices=[level.name for level in LEVELS], help="only this one")
     parser.add_argument("--only", action="append", default=[], help="a part of mechanisms' names; repeatable")
     parser.add_argument("-v", "--verbose", action="store_true", help="show some of what is wrong")
     options = parser.parse_args(words)
-    if not options.native:
+    if not (options.native or options.guest):
         command = [
             sys.executable,
             "-m",
@@ -101,7 +102,7 @@ def main(words: list[str]) -> int:
             options.kernel,
         ]
         rest = [word for word in words if word != options.kernel]
-        guest = [sys.executable, "-m", "benchmarks.identity", "--native", *rest]
+        guest = [sys.executable, "-m", "benchmarks.identity", "--guest", *rest]
         return subprocess.run([*command, "--", *guest], check=False).returncode
     chosen = [
         each
@@ -115,24 +116,37 @@ def main(words: list[str]) -> int:
 def measure_level(level: Level, chosen: list[Mechanism], options: argparse.Namespace) -> bool:
     """Measure all mechanisms at one level and print the table; return whether a bar is missed."""
     results: list[Result] = []
-    ordinary = [each for each in chosen if each is not PRESSURE]
     try:
         with Lab() as network:
-            for xdp in (False, True):
-                if group := [each for each in ordinary if each.xdp == xdp]:
-                    results += measure(network, level, group, options.count, xdp=xdp)
-            if PRESSURE in chosen:
-                with places(_PLACES):
-                    results += measure(network, level, [PRESSURE], 2 * _PLACES)
+            for result in measure_all(network, level, chosen, options.count):
+                results.append(result)
+                report(result, level, verbose=options.verbose)
     except NotSupportedError as error:
         print(f"{level.name}: not measured: {error}")
-        return False
-    return report(results, level, verbose=options.verbose)
+        return bool(options.guest)
+    missed = any(result.shortcoming(level) for result in results)
+    total = Score()
+    for result in results:
+        if result.score is not None and result.mechanism is not PRESSURE:
+            for name in ("events", "right", "mixed", "packets", "buffers", "journeys", "complete"):
+                setattr(total, name, getattr(total, name) + getattr(result.score, name))
+    print(_row(f"{level.name}: all", total), "MISSED" if missed else "", flush=True)
+    return missed
+
+
+def measure_all(network: Lab, level: Level, chosen: list[Mechanism], count: int) -> Iterator[Result]:
+    """Yield the results of all mechanisms, by as few captures as can be."""
+    for xdp in (False, True):
+        if group := [each for each in chosen if each.xdp == xdp and each is not PRESSURE]:
+            yield from measure(network, level, group, count, xdp=xdp)
+    if PRESSURE in chosen:
+        with places(_PLACES):
+            yield from measure(network, level, [PRESSURE], 2 * _PLACES)
 
 
 def measure(
     network: Lab, level: Level, mechanisms: list[Mechanism], count: int, *, xdp: bool = False
-) -> list[Result]:
+) -> Iterator[Result]:
     """Trace mechanisms by one capture, and judge each."""
     tracer = Tracer(
         netns=[node.name for node in network.nodes],
@@ -148,8 +162,10 @@ def measure(
         if level.exact and not tracer.exact_identity:
             raise NotSupportedError("identity is not exact here")
         how = "; ".join(tracer.notes) or "tracepoints"
-        print(f"# {level.name}: {how}; attached in {time.monotonic() - started:.0f} s", flush=True)
-        return [one(network, tracer, level, mechanism, count) for mechanism in mechanisms]
+        print(f"# {level.name}: {how}; attached in {time.monotonic() - started:.0f} s")
+        print(_LINE.format(*_TITLES), flush=True)
+        for mechanism in mechanisms:
+            yield one(network, tracer, level, mechanism, count)
 
 
 def one(network: Lab, tracer: Tracer, level: Level, mechanism: Mechanism, count: int) -> Result:
@@ -194,27 +210,15 @@ def places(count: int) -> Iterator[None]:
         CaptureObjects._share_maps = share  # type: ignore[method-assign]
 
 
-def report(results: list[Result], level: Level, *, verbose: bool) -> bool:
-    """Print the table and the sum of it; return whether a bar is missed."""
-    print(_LINE.format(*_TITLES))
-    missed = False
-    for result in results:
-        if result.score is None:
-            print(f"{result.mechanism.name:44} not measured: {result.why}")
-            continue
-        shortcoming = result.shortcoming(level)
-        missed |= bool(shortcoming)
-        print(_row(result.mechanism.name, result.score), _remark(result, level, shortcoming))
-        if verbose:
-            for line in (*result.score.wrong, *result.score.incomplete):
-                print(f"    {line}")
-    total = Score()
-    for result in results:
-        if result.score is not None and result.mechanism is not PRESSURE:
-            for name in ("events", "right", "mixed", "packets", "buffers", "journeys", "complete"):
-                setattr(total, name, getattr(total, name) + getattr(result.score, name))
-    print(_row(f"{level.name}: all", total), "MISSED" if missed else "", flush=True)
-    return missed
+def report(result: Result, level: Level, *, verbose: bool) -> None:
+    """Print a row of the table."""
+    if result.score is None:
+        print(f"{result.mechanism.name:44} not measured: {result.why}", flush=True)
+        return
+    print(_row(result.mechanism.name, result.score), _remark(result, level), flush=True)
+    if verbose:
+        for line in (*result.score.wrong, *result.score.incomplete):
+            print(f"    {line}")
 
 
 def _row(name: str, score: Score) -> str:
@@ -224,7 +228,7 @@ def _row(name: str, score: Score) -> str:
     )
 
 
-def _remark(result: Result, level: Level, shortcoming: str) -> str:
+def _remark(result: Result, level: Level) -> str:
     assert result.score is not None
     said = []
     if result.forgotten:
@@ -233,7 +237,7 @@ def _remark(result: Result, level: Level, shortcoming: str) -> str:
         said.append(f"{result.lost} lost")
     if level.exact and not result.mechanism.happened(result.score):
         said.append("did not happen")
-    if shortcoming:
+    if shortcoming := result.shortcoming(level):
         said.append(f"MISSED: {shortcoming}")
     return "; ".join(said)
 

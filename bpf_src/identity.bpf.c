@@ -47,6 +47,7 @@ static __always_inline void put_child(__u64 head, const struct tracked *parent)
 	child.id = new_packet_id(bpf_ktime_get_ns());
 	child.parent_id = parent->id;
 	child.content = 0;
+	child.merged = 0;
 	put(head, &child);
 }
 
@@ -176,10 +177,15 @@ int BPF_PROG(pskb_expand_head_before, struct sk_buff *skb)
 }
 
 SEC("fexit/pskb_expand_head")
-int BPF_PROG(pskb_expand_head_after, struct sk_buff *skb)
+int BPF_PROG(pskb_expand_head_after, struct sk_buff *skb, int headroom, int tailroom, unsigned int priority,
+	     int error)
 {
-	if (!send_again((__u64)skb, head_of(skb)))
-		put_down((__u64)skb, head_of(skb));
+	__u64 key = (__u64)skb;
+
+	if (error || send_again(key, head_of(skb)))
+		bpf_map_delete_elem(&moving, &key);
+	else
+		put_down(key, head_of(skb));
 	return 0;
 }
 
@@ -279,8 +285,19 @@ int BPF_PROG(ip6_frag_next, struct sk_buff *skb, void *state, struct sk_buff *fr
 
 /*
  * A sender makes the pieces along with the whole, which they hang on; it becomes the first of them (c8b17be0b7a4, v5.3). What
- * is not seen again lies in the whole's pages.
+ * is not seen again lies in the whole's pages. Pieces that came in as such, and were only put together for a look at them,
+ * go on as what they were.
  */
+static __always_inline void take_apart(__u64 head, const struct tracked *whole)
+{
+	struct tracked *piece = find_tracked(head);
+
+	if (piece && piece->id != whole->id)
+		piece->merged = 0;
+	else
+		put_child(head, whole);
+}
+
 static __always_inline int fragments_of(struct sk_buff *skb)
 {
 	struct skb_shared_info *shared = (void *)head_of(skb) + BPF_CORE_READ(skb, end);
@@ -292,7 +309,7 @@ static __always_inline int fragments_of(struct sk_buff *skb)
 	parent = *found;
 	fragment = BPF_CORE_READ(shared, frag_list);
 	for (int i = 0; i < FRAGMENTS_MAX && fragment; i++) {
-		put_child(head_of(fragment), &parent);
+		take_apart(head_of(fragment), &parent);
 		fragment = BPF_CORE_READ(fragment, next);
 	}
 	return 0;
@@ -316,8 +333,10 @@ static __always_inline void set_parent(__u64 head, __u64 parent_id)
 {
 	struct tracked *packet = find_tracked(head);
 
-	if (packet && packet->id != parent_id)
-		packet->parent_id = parent_id;
+	if (!packet || packet->id == parent_id)
+		return;
+	packet->parent_id = parent_id;
+	packet->merged = 1;
 }
 
 static __always_inline void merge(struct sk_buff *into, struct sk_buff *skb)

@@ -75,7 +75,8 @@ enum ptrace_event_flags {
 	PTRACE_EVENT_FIRST_SIGHT = 1 << 14,  /* the first record of this packet id */
 	PTRACE_EVENT_FOLLOWED = 1 << 15,     /* did not match the filter itself; follows a packet that did */
 	PTRACE_EVENT_BYTES_MISSING =
-		1 << 16, /* captured fewer than asked for: they lie in pages that cannot be read */
+		1 << 16,	       /* captured fewer than asked for: they lie in pages that cannot be read */
+	PTRACE_EVENT_MERGED = 1 << 18, /* part of another packet by now, its parent */
 };
 
 struct ptrace_event {

@@ -34,6 +34,7 @@ struct tracked {
 	__u32 birth_ifindex;
 	__u32 birth_probe;
 	__u8 ttl;
+	__u8 merged; /* into its parent */
 };
 
 /* By skb->head. LRU: when it is full the packet longest unseen is forgotten. */
@@ -225,6 +226,8 @@ static __always_inline void take_identity(struct ptrace_event *record, struct tr
 {
 	record->packet_id = known->id;
 	record->parent_id = known->parent_id;
+	if (known->merged)
+		record->flags |= PTRACE_EVENT_MERGED;
 	if (content) {
 		known->content = content;
 		known->skb_address = record->skb_address;

@@ -226,6 +226,7 @@ class Journeys:
                 journey = self._begin(packet_id, context, first=bool(flags & bits.FIRST_SIGHT))
             if parent_id != journey.parent_id:
                 self._set_parent(journey, parent_id)
+            journey.merged = bool(flags & bits.MERGED)
             journey.records.append(data[at : at + (size + 7 & ~7)])
             journey.last_ns = timestamp_ns
             self._events += 1
@@ -285,10 +286,7 @@ class Journeys:
     def _set_parent(self, journey: Journey, parent_id: int) -> None:
         if not parent_id:
             return
-        # One that had none before, or another one, was merged into it; one that begins so was made from it.
-        if journey.records:
-            journey.merged = True
-        else:
+        if not journey.records:  # one that gets it later becomes a part of it
             journey.made = True
         journey.parent_id = parent_id
         journey.parent = self._number_of(parent_id)

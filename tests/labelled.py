@@ -206,7 +206,10 @@ class Judge:
             by_label[known.label].append(identifier)
             score.mixed += sum(known.labels.values()) - known.labels[known.label] + known.surplus
             if len(known.labels) > 1 or known.surplus:
-                self._wrong(f"one id for {len(known.labels)} packets, {known.surplus} passes too many")
+                self._wrong(
+                    f"one id for {len(known.labels)} packets, {known.surplus} passes too many: {known.label}"
+                    f" to {known.end}, parents {known.parents}"
+                )
         for identifier, known in self._ids.items():
             if self._attributed(identifier, known, by_label):
                 score.right += max(known.labels[known.label] - known.surplus, 0)

@@ -15,6 +15,7 @@ from tests.unit.format_records import SYN, context
 CLIENT, ROUTER, SERVER = 11, 12, 13
 FORWARD, READ, QUEUE, DONE, MERGED, AGAIN = 64, 66, 68, 70, 72, 74
 FIRST = EventFlags.FIRST_SIGHT | SYN["flags"]
+PART = EventFlags.MERGED | SYN["flags"]
 MS = 1_000_000
 
 
@@ -113,7 +114,7 @@ def test_a_packet_that_gets_a_parent_later_was_merged_into_it() -> None:
     _, merged = journeys(
         seen(1, RECEIVED, packet_id=5, flags=FIRST),
         seen(2, RECEIVED, packet_id=6, flags=FIRST),
-        seen(3, RECEIVED, packet_id=6, parent_id=5),
+        seen(3, RECEIVED, packet_id=6, parent_id=5, flags=PART),
     )
     assert (merged.parent, merged.merged, merged.end.kind) == (1, True, EndKind.MERGED)
     assert merged.complete
@@ -169,8 +170,8 @@ def test_what_became_a_part_of_another_packet_is_neither_consumed_nor_dropped() 
         seen(1, QUEUED, packet_id=5, flags=FIRST),
         seen(2, RECEIVED, packet_id=6, parent_id=5),
         seen(3, MERGED, packet_id=6, parent_id=5),
-        seen(4, RECEIVED, packet_id=7, flags=FIRST),
-        seen(5, DROPPED, packet_id=7, parent_id=5, flags=DROP_FLAGS, **DROP),
+        seen(4, RECEIVED, packet_id=7, parent_id=5),
+        seen(5, DROPPED, packet_id=7, parent_id=5, flags=PART | DROP_FLAGS, **DROP),
     )
     assert [one.end.kind for one in (coalesced, listed)] == [EndKind.MERGED] * 2
 
