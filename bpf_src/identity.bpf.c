@@ -169,10 +169,25 @@ static __always_inline bool send_again(__u64 skb, __u64 head)
 	return true;
 }
 
+static __always_inline bool is_shared(struct sk_buff *skb)
+{
+	struct skb_shared_info *shared = (void *)head_of(skb) + BPF_CORE_READ(skb, end);
+
+	return BPF_CORE_READ_BITFIELD(skb, cloned) && (BPF_CORE_READ(shared, dataref.counter) & 0xffff) != 1;
+}
+
+/*
+ * Where nobody else holds the old buffer it ends in there, and the compiler may have put skb_free_head() into it, as on Linux
+ * 5.10, though others call that. So it ends here already. The new one was just allocated: what was known of it is over.
+ */
 SEC("fentry/pskb_expand_head")
 int BPF_PROG(pskb_expand_head_before, struct sk_buff *skb)
 {
-	take_up((__u64)skb, head_of(skb));
+	__u64 head = head_of(skb);
+
+	take_up((__u64)skb, head);
+	if (!is_shared(skb))
+		bury(head);
 	return 0;
 }
 
@@ -180,12 +195,17 @@ SEC("fexit/pskb_expand_head")
 int BPF_PROG(pskb_expand_head_after, struct sk_buff *skb, int headroom, int tailroom, unsigned int priority,
 	     int error)
 {
-	__u64 key = (__u64)skb;
+	__u64 key = (__u64)skb, head = head_of(skb);
+	struct tracked *packet = bpf_map_lookup_elem(&moving, &key);
 
-	if (error || send_again(key, head_of(skb)))
-		bpf_map_delete_elem(&moving, &key);
-	else
-		put_down(key, head_of(skb));
+	if (!packet) {
+		if (!error)
+			bury(head);
+		return 0;
+	}
+	if (error || !send_again(key, head))
+		put(head, packet);
+	bpf_map_delete_elem(&moving, &key);
 	return 0;
 }
 
@@ -391,13 +411,6 @@ int BPF_PROG(inet_frag_reasm_finish, void *queue, struct sk_buff *whole)
 }
 
 /* The same bytes once more: another packet, linked to the first. */
-
-static __always_inline bool is_shared(struct sk_buff *skb)
-{
-	struct skb_shared_info *shared = (void *)head_of(skb) + BPF_CORE_READ(skb, end);
-
-	return BPF_CORE_READ_BITFIELD(skb, cloned) && (BPF_CORE_READ(shared, dataref.counter) & 0xffff) != 1;
-}
 
 SEC("fentry/__tcp_retransmit_skb")
 int BPF_PROG(tcp_retransmit_skb, void *sk, struct sk_buff *skb)
