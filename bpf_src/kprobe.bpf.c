@@ -1,14 +1,49 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Kernel functions by kprobes: one program on all of them (kprobe-multi, v5.18 with CONFIG_FPROBE), or one clone on each. */
+/*
+ * Kernel functions by kprobes: one program on all of them, by one link (kprobe-multi, v5.18 with CONFIG_FPROBE) or by a perf
+ * event for each.
+ */
 #define READ_DIRECT 0
 #include "functions.bpf.h"
 #include <bpf/bpf_tracing.h>
 
 char LICENSE[] SEC("license") = "GPL";
 
+/* What is known of functions, by address: for kernels without attach cookies (7adfc6c9b315, v5.15). */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, __u64);
+} function_cookies SEC(".maps");
+
+/* The breakpoint's instruction is behind the program counter on x86_64, and not on aarch64. */
+#ifdef __TARGET_ARCH_x86
+#define BREAKPOINT_BYTES 1
+#else
+#define BREAKPOINT_BYTES 0
+#endif
+
+/* Patched where there is a clone for each function that makes an skb: kernels without attach cookies. */
 __weak __noinline __u64 function_cookie(void)
 {
 	return 0;
+}
+
+static __always_inline bool has_cookies(void)
+{
+	return bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_attach_cookie);
+}
+
+/* Returns 0 for a function that is not known. */
+static __always_inline __u64 entry_cookie(struct pt_regs *ctx)
+{
+	__u64 address = PT_REGS_IP(ctx) - BREAKPOINT_BYTES, *cookie;
+
+	if (has_cookies())
+		return bpf_get_attach_cookie(ctx);
+	cookie = bpf_map_lookup_elem(&function_cookies, &address);
+	return cookie ? *cookie : 0;
 }
 
 /* Each in words of its own, or the compiler makes one load of all, at an offset that the verifier does not know. */
@@ -46,7 +81,9 @@ static __always_inline int trace_entry(struct pt_regs *ctx, __u64 cookie)
 SEC("kprobe")
 int kprobe_entry(struct pt_regs *ctx)
 {
-	return trace_entry(ctx, function_cookie());
+	__u64 cookie = entry_cookie(ctx);
+
+	return cookie ? trace_entry(ctx, cookie) : 0;
 }
 
 SEC("kprobe.multi")
@@ -55,20 +92,22 @@ int kprobe_multi_entry(struct pt_regs *ctx)
 	return trace_entry(ctx, bpf_get_attach_cookie(ctx));
 }
 
+static __always_inline int trace_made(struct pt_regs *ctx, __u64 cookie)
+{
+	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION_RETURN, .probe_id = COOKIE_PROBE(cookie)};
+
+	return trace_function(ctx, (struct sk_buff *)PT_REGS_RC(ctx), &facts);
+}
+
 /* A function that makes an skb: its return value is the packet. */
 SEC("kretprobe")
 int kretprobe_skb(struct pt_regs *ctx)
 {
-	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION_RETURN, .probe_id = COOKIE_PROBE(function_cookie())};
-
-	return trace_function(ctx, (struct sk_buff *)PT_REGS_RC(ctx), &facts);
+	return trace_made(ctx, has_cookies() ? bpf_get_attach_cookie(ctx) : function_cookie());
 }
 
 SEC("kretprobe.multi")
 int kretprobe_multi_skb(struct pt_regs *ctx)
 {
-	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION_RETURN,
-			      .probe_id = COOKIE_PROBE(bpf_get_attach_cookie(ctx))};
-
-	return trace_function(ctx, (struct sk_buff *)PT_REGS_RC(ctx), &facts);
+	return trace_made(ctx, bpf_get_attach_cookie(ctx));
 }

@@ -17,7 +17,16 @@ from packet_tracer.probes.setup import KernelSetup, objects_directory, online_cp
 
 #: Maps that all objects of a capture have in common, as far as they have them (bpf_src/maps.bpf.h,
 #: tracking.bpf.h, emit.bpf.h).
-_SHARED_MAPS = ("rings", "counters", "packets", "tracking", "stacks", "addresses4", "addresses6")
+_SHARED_MAPS = (
+    "rings",
+    "counters",
+    "packets",
+    "tracking",
+    "stacks",
+    "addresses4",
+    "addresses6",
+    "function_cookies",
+)
 
 
 #: The object that watches over packets' identity.
@@ -96,6 +105,8 @@ class CaptureObjects:
         if "rings" not in self.maps:
             opened.maps["rings"].max_entries = possible_cpus()
             opened.maps["counters"].max_entries = ProbeId.FUNCTION + 2 * len(self.setup.functions)
+        if "function_cookies" in opened.maps and "function_cookies" not in self.maps:
+            opened.maps["function_cookies"].max_entries = max(len(self.setup.functions), 1)
         if "stacks" in opened.maps and "stacks" not in self.maps and not self.setup.stacks:
             opened.maps["stacks"].max_entries = 1
 

@@ -25,7 +25,7 @@ from packet_tracer.errors import BpfError, UsageError
 from packet_tracer.events._layout import COUNTERS_FIELDS, COUNTERS_FORMAT, SNAPLEN_MAX, Hook, ProbeId
 from packet_tracer.filter.patch import patch
 from packet_tracer.probes.catalogue import PROBES, Probe
-from packet_tracer.probes.function_probes import FunctionAttacher
+from packet_tracer.probes.function_backends import FunctionAttacher
 from packet_tracer.probes.memory import UNKNOWN, page_mapping
 from packet_tracer.probes.objects import IDENTITY, CaptureObjects
 from packet_tracer.probes.setup import Counters, KernelSetup, Tracking
@@ -81,7 +81,9 @@ class ProbeSession:
         self.notes: list[str] = []
         self._stack = ExitStack()
         self._objects = CaptureObjects(setup, self._stack)
-        self._functions = FunctionAttacher(self._prepare_with_walk, setup.filter, setup.returns)
+        self._functions = FunctionAttacher(
+            self._prepare_with_walk, self._objects.maps, setup.filter, setup.returns
+        )
 
     @property
     def rings(self) -> list[RawMap]:

@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from packet_tracer.bpf.btf import Btf, BtfType, Enum, Int, Prototype, Reference
-from packet_tracer.probes.functions import KERNEL, Argument, SkbFunction
+from packet_tracer.bpf.constants import patch_constants
+from packet_tracer.bpf.program import PreparedProgram, Program
+from packet_tracer.filter.patch import Patched
+from packet_tracer.probes.function_probes import FunctionProbe
+from packet_tracer.probes.functions import KERNEL, SkbFunction
 
 #: Offsets in the templates of bpf_src/fentry.bpf.c, which no function's context has.
 _ARGUMENT_OFFSET, _RETURN_OFFSET = 0x7E8, 0x7F0
 _LOAD_DOUBLE_WORD = 0x79  # BPF_LDX | BPF_MEM | BPF_DW
+_OFFSET = struct.Struct("=h")
 
 
 class Returns(IntEnum):
@@ -46,18 +51,52 @@ class Context:
         words = sum(-(-types.size_of(parameter.type_id) // 8) for parameter in prototype.parameters)
         return Context(words, _returns(types.resolve(prototype.type_id) if prototype.type_id else None))
 
-    def place(self, code: bytes, argument: Argument | None) -> bytes:
-        """Return a template's code with the offsets of the packet's argument and of the return value."""
-        places = {_RETURN_OFFSET: 8 * self.arguments}
-        if argument is not None:
-            places[_ARGUMENT_OFFSET] = 8 * argument.index
-        patched = bytearray(code)
-        for at in range(0, len(code), 8):
-            if code[at] == _LOAD_DOUBLE_WORD:
-                (offset,) = struct.unpack_from("=h", code, at + 2)
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A program of bpf_src/fentry.bpf.c with the filter in it, of which each function gets a clone.
+
+    ``arguments`` and ``returns`` are the places in ``code.instructions`` of the offsets that differ.
+    """
+
+    program: PreparedProgram
+    code: Patched
+    arguments: tuple[int, ...]
+    returns: tuple[int, ...]
+
+    @staticmethod
+    def of(program: PreparedProgram, code: Patched) -> Template:
+        """Find the places in a program's code."""
+        places: dict[int, list[int]] = {_ARGUMENT_OFFSET: [], _RETURN_OFFSET: []}
+        for at in range(0, len(code.instructions), 8):
+            if code.instructions[at] == _LOAD_DOUBLE_WORD:
+                (offset,) = _OFFSET.unpack_from(code.instructions, at + 2)
                 if offset in places:
-                    struct.pack_into("=h", patched, at + 2, places[offset])
-        return bytes(patched)
+                    places[offset].append(at + 2)
+        return Template(program, code, tuple(places[_ARGUMENT_OFFSET]), tuple(places[_RETURN_OFFSET]))
+
+    def load(self, probe: FunctionProbe, *, module_fd: int | None) -> Program:
+        """Load the clone of a function: of a module by its BTF's descriptor, None for the kernel's own."""
+        function = probe.function
+        context = Context.of(function)
+        constants = {"function_cookie": probe.cookie | context.returns << 28}
+        instructions = bytearray(
+            patch_constants(self.program, constants, instructions=self.code.instructions)
+        )
+        for at in self.returns:
+            _OFFSET.pack_into(instructions, at, 8 * context.arguments)
+        for at in self.arguments:
+            assert probe.argument is not None
+            _OFFSET.pack_into(instructions, at, 8 * probe.argument.index)
+        return self.program.load(
+            instructions=bytes(instructions),
+            func_info=self.code.func_info,
+            line_info=self.code.line_info,
+            attach_btf_id=function.btf_id,
+            attach_btf_obj_fd=module_fd,
+            target=probe.name,
+            log=False,
+        )
 
 
 def _returns(described: BtfType | None) -> Returns:

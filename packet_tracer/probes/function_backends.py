@@ -1,0 +1,313 @@
+"""Attaching to kernel functions by the best means that this kernel has.
+
+``kprobe-multi``
+    one program and one link for all functions (Linux 5.18, CONFIG_FPROBE): attached and detached at once;
+``fentry``
+    a clone of one program for each function, through a BPF trampoline: cheapest for each packet, and the only
+    one that gives return values. To detach one takes a kernel that can be preempted (CONFIG_PREEMPTION) a
+    tenth of a second: it waits for all tasks to leave the trampoline (synchronize_rcu_tasks);
+``kprobe``
+    one program, and a perf event for each function: works nearly everywhere.
+
+Which of them works here is found by trying. A function that refuses is left out, with the reason.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+
+from packet_tracer.bpf import link as links
+from packet_tracer.bpf import perf_links
+from packet_tracer.bpf.btf import Btf
+from packet_tracer.bpf.constants import patch_constants
+from packet_tracer.bpf.errors import AttachError
+from packet_tracer.bpf.link import Link
+from packet_tracer.bpf.maps import Map
+from packet_tracer.bpf.parallel import load_each
+from packet_tracer.bpf.program import PreparedProgram, Program
+from packet_tracer.bpf.targets import open_module
+from packet_tracer.errors import BpfError, NotSupportedError
+from packet_tracer.filter.expression import Filter
+from packet_tracer.filter.patch import Patched, patch
+from packet_tracer.probes.function_probes import Backend, FunctionProbe
+from packet_tracer.probes.functions import KERNEL, ArgumentKind
+from packet_tracer.probes.trampolines import Template
+
+#: Up to so many functions, trampolines are worth the time they take to detach: they cost least for a packet.
+_FEW = 8
+#: With returns: at entry, to remember the entry, at the return.
+_CLONES_A_FUNCTION = 3
+#: Registers that arguments lie in which the kprobe programs read.
+_REGISTERS = 6
+#: So many functions are tried first: where they all are refused for one reason, so is the backend.
+_FIRST = 3
+
+
+@dataclass(slots=True)
+class FunctionAttacher:
+    """Attaches function probes. ``load`` opens an object of the capture and returns its prepared programs,
+    ``maps`` are the capture's.
+
+    ``skipped`` says why functions were left out, by name; ``backend`` is the one that was used.
+    """
+
+    load: Callable[[str, Sequence[str]], dict[str, PreparedProgram]]
+    maps: Mapping[str, Map]
+    filter: Filter | None = None
+    returns: bool = False
+    skipped: dict[str, str] = field(default_factory=dict)
+    backend: Backend | None = None
+    programs: list[Program] = field(default_factory=list)
+    _errors: list[int | None] = field(default_factory=list)
+    _attached: list[Link] = field(default_factory=list)
+
+    def attach(
+        self, probes: Sequence[FunctionProbe], backend: Backend | None, stack: ExitStack
+    ) -> list[Link]:
+        """Attach to all functions that can be had; programs are closed by ``stack``, links are the caller's.
+
+        ``backend`` None means the best that works. Raises NotSupportedError where none does, or not the one
+        asked for.
+        """
+        reasons = []
+        for candidate in [backend] if backend else self._preferred(len(probes)):
+            self.skipped.clear()
+            self._errors.clear()
+            reason = self._try(candidate, probes, stack)
+            if self._attached:
+                self.backend = candidate
+                return self._attached
+            reasons.append(f"{candidate}: {reason}")
+        raise NotSupportedError(f"no kernel function can be traced here ({'; '.join(reasons)})")
+
+    def _preferred(self, count: int) -> tuple[Backend, ...]:
+        if self.returns or count <= _FEW:
+            return ("fentry", "kprobe-multi", "kprobe")
+        return ("kprobe-multi", "kprobe", "fentry")
+
+    def _try(self, backend: Backend, probes: Sequence[FunctionProbe], stack: ExitStack) -> str:
+        """Attach as far as can be; return why nothing is attached."""
+        if self.returns and backend != "fentry":
+            return "returns need fentry"
+        if backend != "kprobe-multi":
+            _allow_open_files(2 * _CLONES_A_FUNCTION * len(probes))
+        method = {"fentry": self._fentry, "kprobe-multi": self._kprobe_multi, "kprobe": self._kprobe}[backend]
+        try:
+            for link in method(probes, stack):
+                self._attached.append(link)
+        except BpfError as error:
+            links.close_all(self._attached)
+            self._attached.clear()
+            return str(error)
+        except BaseException:
+            links.close_all(self._attached)
+            raise
+        return next(iter(self.skipped.values()), "no function is left")
+
+    def _patched(self, program: PreparedProgram) -> Patched:
+        if self.filter is None:
+            return Patched(program.instructions, program.func_info, program.line_info)
+        return patch(program, self.filter)
+
+    def _load(self, program: PreparedProgram, stack: ExitStack) -> Program:
+        """Load a program once, for all functions."""
+        patched = self._patched(program)
+        return self._keep(program.load(**patched.arguments()), stack)  # type: ignore[arg-type]
+
+    def _keep(self, program: Program, stack: ExitStack) -> Program:
+        stack.callback(program.close)
+        self.programs.append(program)
+        return program
+
+    # fentry
+
+    def _fentry(self, probes: Sequence[FunctionProbe], stack: ExitStack) -> Iterator[Link]:
+        names = ["function_entry", "function_made"]
+        if self.returns:
+            names += ["function_remember", "function_return"]
+        prepared = self.load("fentry", names)
+        templates = {name: Template.of(each, self._patched(each)) for name, each in prepared.items()}
+        usable = [probe for probe in probes if self._has_trampoline(probe)]
+        modules = {probe.function.module for probe in usable} - {KERNEL}
+        descriptors: dict[str, int] = {}
+        for module in modules:
+            descriptors[module] = open_module(module)
+            stack.callback(os.close, descriptors[module])
+        for chunk in (usable[:_FIRST], usable[_FIRST:]):
+            loads = {
+                (probe, name): partial(
+                    templates[name].load, probe, module_fd=descriptors.get(probe.function.module)
+                )
+                for probe in chunk
+                for name in self._clones(probe)
+            }
+            yield from self._attach_clones(load_each(loads), stack)
+            if self._hopeless():
+                return
+
+    def _clones(self, probe: FunctionProbe) -> list[str]:
+        if probe.argument is None:
+            return ["function_made"]
+        return ["function_entry", *(["function_remember", "function_return"] if self.returns else [])]
+
+    def _has_trampoline(self, probe: FunctionProbe) -> bool:
+        argument = probe.argument
+        if not probe.function.trampoline:
+            self.skipped[probe.name] = "its prototype or its namesakes keep a trampoline off"
+        elif argument is not None and argument.kind is not ArgumentKind.SKB:
+            self.skipped[probe.name] = "an sk_buff ** is followed by kprobes only"
+        return probe.name not in self.skipped
+
+    def _attach_clones(
+        self, loaded: Mapping[tuple[FunctionProbe, str], Program | BpfError], stack: ExitStack
+    ) -> Iterator[Link]:
+        """Attach what was loaded: all clones of a function, or none."""
+        by_probe: dict[FunctionProbe, list[Program]] = {}
+        for (probe, _), program in loaded.items():
+            if isinstance(program, Program):
+                by_probe.setdefault(probe, []).append(self._keep(program, stack))
+            else:
+                self._refuse(probe, program)
+        for probe, programs in by_probe.items():
+            if probe.name in self.skipped:
+                continue
+            attached: list[Link] = []
+            try:
+                for program in programs:
+                    attached.append(links.attach_tracing(program))
+            except BpfError as error:
+                links.close_all(attached)
+                self._refuse(probe, error)
+                continue
+            yield from attached
+
+    def _refuse(self, probe: FunctionProbe, error: BpfError) -> None:
+        self.skipped[probe.name] = str(error)
+        self._errors.append(error.errno)
+
+    def _hopeless(self) -> bool:
+        """Whether the first functions were all refused, and for one reason."""
+        return len(self._errors) >= _FIRST and not self._attached and len(set(self._errors)) == 1
+
+    # kprobe
+
+    def _kprobe(self, probes: Sequence[FunctionProbe], stack: ExitStack) -> Iterator[Link]:
+        prepared = self.load("kprobe", ["kprobe_entry", "kretprobe_skb"])
+        usable = self._in_registers(probes)
+        cookies = _has_attach_cookies()
+        if not cookies:
+            usable = self._tell_by_address(usable)
+        shared: dict[str, Program] = {}
+        for probe in usable:
+            template = prepared["kretprobe_skb" if probe.argument is None else "kprobe_entry"]
+            try:
+                if probe.argument is None and not cookies:
+                    program = self._keep(self._kretprobe_clone(template, probe), stack)
+                else:
+                    if template.name not in shared:
+                        shared[template.name] = self._load(template, stack)
+                    program = shared[template.name]
+                yield _attach_kprobe(program, probe, cookie=probe.cookie if cookies else None)
+            except BpfError as error:
+                self._refuse(probe, error)
+                if self._hopeless():
+                    return
+
+    def _in_registers(self, probes: Sequence[FunctionProbe]) -> list[FunctionProbe]:
+        usable = []
+        for probe in probes:
+            if probe.argument is not None and probe.argument.index >= _REGISTERS:
+                self.skipped[probe.name] = "its packet is no register argument"
+            else:
+                usable.append(probe)
+        return usable
+
+    def _tell_by_address(self, probes: Sequence[FunctionProbe]) -> list[FunctionProbe]:
+        """Put down what the program has to know of each function, by address; return those that have one."""
+        usable = []
+        for probe in probes:
+            address = probe.function.address
+            if probe.argument is not None and not address:
+                self.skipped[probe.name] = "its address is hidden (kernel.kptr_restrict)"
+                continue
+            if probe.argument is not None:
+                cookie = struct.pack("=Q", probe.cookie)
+                self.maps["function_cookies"].raw.update(struct.pack("=Q", address), cookie)
+            usable.append(probe)
+        return usable
+
+    def _kretprobe_clone(self, template: PreparedProgram, probe: FunctionProbe) -> Program:
+        patched = self._patched(template)
+        code = patch_constants(template, {"function_cookie": probe.cookie}, instructions=patched.instructions)
+        return template.load(
+            instructions=code,
+            func_info=patched.func_info,
+            line_info=patched.line_info,
+            target=probe.name,
+            log=False,
+        )
+
+    # kprobe-multi
+
+    def _kprobe_multi(self, probes: Sequence[FunctionProbe], stack: ExitStack) -> Iterator[Link]:
+        # Else the verifier would blame the program: a helper that it needs is as new.
+        if reason := links.kprobe_multi_missing():
+            what = f"{len(probes)} function{'s' * (len(probes) != 1)}"
+            raise AttachError("kprobe-multi", what, errno=errno.EOPNOTSUPP, reason=reason)
+        templates = self.load("kprobe", ["kprobe_multi_entry", "kretprobe_multi_skb"])
+        usable = self._in_registers(probes)
+        for template, made in (("kprobe_multi_entry", False), ("kretprobe_multi_skb", True)):
+            group = [probe for probe in usable if (probe.argument is None) == made]
+            if group:
+                yield from self._multi(self._load(templates[template], stack), group, returns=made)
+
+    def _multi(self, program: Program, probes: Sequence[FunctionProbe], *, returns: bool) -> Iterator[Link]:
+        """Attach to all at once; one that refuses fails all, so it is looked for by halves and left out."""
+        try:
+            yield _attach_multi(program, probes, returns=returns)
+        except BpfError as error:
+            if len(probes) == 1:
+                self._refuse(probes[0], error)
+                return
+            middle = len(probes) // 2
+            yield from self._multi(program, probes[:middle], returns=returns)
+            yield from self._multi(program, probes[middle:], returns=returns)
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise the soft limit of open files: each clone is a program and a link, and each is a descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + soft
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _has_attach_cookies() -> bool:
+    """Whether a link can tell a kprobe's program what function it is on; the program asks the same."""
+    return "BPF_FUNC_get_attach_cookie" in Btf.vmlinux().enum("bpf_func_id")
+
+
+def _attach_kprobe(program: Program, probe: FunctionProbe, *, cookie: int | None) -> Link:
+    function = probe.function
+    symbol = "" if function.address else function.name
+    return perf_links.attach_kprobe(
+        program, symbol, address=function.address, returns=probe.argument is None, cookie=cookie
+    )
+
+
+def _attach_multi(program: Program, probes: Sequence[FunctionProbe], *, returns: bool) -> Link:
+    cookies = [probe.cookie for probe in probes]
+    if all(probe.function.address for probe in probes):
+        addresses = [probe.function.address for probe in probes]
+        return links.attach_kprobe_multi(program, addresses=addresses, cookies=cookies, returns=returns)
+    symbols = [probe.function.name for probe in probes]
+    return links.attach_kprobe_multi(program, symbols=symbols, cookies=cookies, returns=returns)
