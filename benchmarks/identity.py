@@ -48,7 +48,7 @@ class Level:
     exact: bool
 
 
-LEVELS = (Level("exact", "path", True), Level("best", "default", False))
+LEVELS = (Level("exact", "path", True), Level("best", "tracepoints", False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 
 from packet_tracer import netns as namespaces
 from packet_tracer.bpf.maps.stacks import StackTrace
 from packet_tracer.bpf.ring import RingBuffer
-from packet_tracer.errors import UsageError
+from packet_tracer.errors import NotSupportedError, UsageError
 from packet_tracer.events import Context, Event, EventBatch
 from packet_tracer.filter import Filter
 from packet_tracer.filter import compile as compile_filter
 from packet_tracer.filter.predicates import Predicates
-from packet_tracer.probes.catalogue import Probe, probe_names, select
+from packet_tracer.probes.catalogue import PATH, Probe, probe_names, select
+from packet_tracer.probes.function_backends import may_trace_functions
 from packet_tracer.probes.function_probes import Backend, number
 from packet_tracer.probes.scope import Scope, texts
 from packet_tracer.probes.session import ProbeSession
@@ -47,8 +49,9 @@ class Tracer:
       namespace if an interface is named, else all. Netfilter probes attach in the given ones (for all: in
       the caller's).
     - ``mark``: the value of ``skb->mark``, or ``(value, mask)``.
-    - ``probes``: globs over the names that ``ptrace probes`` lists; ``profile``: a named choice (default:
-      ``"default"``). ``"path"`` is the whole way: tracepoints and some 60 functions, each with its stage.
+    - ``probes``: globs over names that ``ptrace probes`` lists; ``profile``: a named choice. ``"path"`` is
+      the whole way: tracepoints and some 60 functions, each with its stage; ``"tracepoints"`` does without
+      functions. Nothing named means ``"path"`` where functions can be traced, else ``"tracepoints"``.
     - ``filter``: a pcap-filter(7) expression, decided in the kernel: ``"tcp port 443"``.
     - ``predicates``: filters beside it: processes, cgroups, length, drop reasons, sets of addresses. (Its
       namespaces, interfaces and mark are the arguments of these names.)
@@ -86,8 +89,12 @@ class Tracer:
         ring_bytes: int = DEFAULT_RING_BYTES,
         count_rejected: bool = False,
     ) -> None:
-        self.functions = number(choose(texts(functions), texts(exclude), path=profile == "path"))
+        self.functions = number(choose(texts(functions), texts(exclude), path=profile == PATH))
         chosen = texts(probes)
+        #: Nothing was chosen: start() adds the functions of ``path`` where they can be had.
+        self._adds_path = not (self.functions or chosen or profile) and not (
+            predicates and predicates.drop_reasons  # functions drop nothing
+        )
         self.probes: tuple[Probe, ...] = (
             () if self.functions and not chosen and profile is None else select(chosen, profile)
         )
@@ -113,6 +120,7 @@ class Tracer:
             follow=bool(self.functions) and filter is not None if follow is None else follow,
             stacks=stacks,
         )
+        self._follows_path = filter is not None if follow is None else follow
         self._session: ProbeSession | None = None
         self._ring: RingBuffer | None = None
         self._context: Context | None = None
@@ -130,18 +138,37 @@ class Tracer:
             raise ValueError("the tracer is started already")
         if self._context is not None:
             self._stopped = self._drained = False
-        context = Context(probes=self._probe_names(), wall_clock_offset_ns=clock_offset_ns())
-        if not self._limited:
-            context.interface_names.refresh()
-        for netns in self._setup.netns:
-            context.interface_names.add(netns)
-        session = ProbeSession(self._setup).__enter__()
+        session = self._attach()
         try:
+            context = Context(probes=self._probe_names(), wall_clock_offset_ns=clock_offset_ns())
+            if not self._limited:
+                context.interface_names.refresh()
+            for netns in self._setup.netns:
+                context.interface_names.add(netns)
             self._ring = RingBuffer(session.rings)
         except BaseException:
             session.close()
             raise
         self._session, self._context = session, context
+
+    def _attach(self) -> ProbeSession:
+        """Attach what was chosen; if nothing was, with the functions of ``path`` where that works."""
+        refusal = ""
+        if self._adds_path and not self.functions and may_trace_functions():
+            try:
+                functions = number(choose((), (), path=True))
+                setup = replace(self._setup, functions=functions, follow=self._follows_path)
+                session = ProbeSession(setup).__enter__()
+            except NotSupportedError as error:
+                # If that was not because of the functions, it is said again now.
+                refusal = f"without kernel functions: {error}"
+            else:
+                self.functions, self._setup = functions, setup
+                return session
+        session = ProbeSession(self._setup).__enter__()
+        if refusal:
+            session.notes.append(refusal)
+        return session
 
     def stop(self) -> None:
         """End the capture: iterators yield what the rings still hold, then finish. Detaching is left to
@@ -309,7 +336,7 @@ class Tracer:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of how it attached: native or generic XDP, TCX or clsact."""
+        """What the user should know of how it attached: native or generic XDP, TCX or clsact, functions."""
         return tuple(self._session.notes) if self._session is not None else ()
 
     @property

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from packet_tracer.events import Event
 
 #: Where packets are watched, beside netfilter in each namespace.
-_PROFILE = "default"
+_PROFILE = "tracepoints"
 #: How long a packet may still be under way when the last one was sent, in seconds.
 _SETTLE = 0.1
 

@@ -21,6 +21,11 @@ _IOC_ENABLE = 0x2400  # include/uapi/linux/perf_event.h
 _IOC_SET_BPF = 0x40042408
 
 
+def has_kprobes() -> bool:
+    """Return whether kprobes can be had by perf events (CONFIG_KPROBE_EVENTS)."""
+    return _KPROBE.exists()
+
+
 def attach_kprobe(
     program: Program,
     symbol: str = "",
@@ -32,10 +37,11 @@ def attach_kprobe(
 ) -> Link:
     """Attach to one kernel function, by symbol or address: at its entry (plus ``offset``) or its return.
 
+    With both the address counts, and the symbol names it in errors.
     Raises AttachError: ENOENT where the kernel has no kprobes or no such symbol, EINVAL where the function
     can't be probed. A cookie needs Linux 5.15.
     """
-    target = symbol or program.target or hex(address)
+    target = symbol or hex(address)
     kind = "kretprobe" if returns else "kprobe"
     try:
         type_ = int((_KPROBE / "type").read_text())
@@ -43,8 +49,8 @@ def attach_kprobe(
     except OSError:
         reason = "this kernel has no kprobes (CONFIG_KPROBE_EVENTS)"
         raise AttachError(kind, target, errno=errno.ENOENT, reason=reason) from None
-    name = ffi.new("char[]", symbol.encode()) if symbol else ffi.NULL
-    where = offset if symbol else address
+    name = ffi.NULL if address else ffi.new("char[]", symbol.encode())
+    where = address or offset
     event = lib.ptrace_perf_event_open(type_, 1 << bit if returns else 0, name, where)
     return _attach(program, event, kind, target, cookie)
 

@@ -138,7 +138,8 @@ def capture(
             "--profile",
             metavar="NAME",
             autocompletion=complete.profiles,
-            help="A named set of probes: default, path, drops, device.",
+            help="A named set of probes: path, tracepoints, drops, device. "
+            "Default: path where functions can be traced, else tracepoints.",
         ),
     ] = None,
     functions: Annotated[
@@ -238,16 +239,15 @@ def capture(
     ptrace capture --profile drops         what is dropped anywhere, and why
     ptrace capture --netns web --probe 'netfilter:*' -c 100 tcp port 443
     ptrace capture --functions 'ip_*' icmp   every step through these functions
-    ptrace capture --journeys --profile path host 192.0.2.1    the whole way of each packet
+    ptrace capture --journeys host 192.0.2.1   the whole way of each packet
     ptrace capture -w trace.jsonl --duration 10s
     """
     from packet_tracer import diagnostics
 
     diagnostics.configure(log_format.value, verbosity=verbose)
     if not (functions or all_functions or profile == "path") and (exclude or backend or returns):
-        raise UsageError(
-            "--exclude, --backend and --returns are about --functions, --all-functions or --profile path"
-        )
+        what = "--exclude, --backend and --returns are about functions"
+        raise UsageError(f"{what}: say --profile path, --functions or --all-functions too")
     pattern = filtering.expression_of(expression or (), expression_file)
     compiled = filtering.compiled(pattern, filter_inner, tunnel or ())
     if dump:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,52 +13,20 @@ from packet_tracer.bpf import link as links
 from packet_tracer.bpf.attachment import Link
 from packet_tracer.bpf.btf import Btf, Kind
 from packet_tracer.bpf.enums import AttachType, ProgramType
+from packet_tracer.bpf.idle import QUIET_FUNCTION, idle_program
 from packet_tracer.bpf.privileges import advice
-from packet_tracer.bpf.program import PreparedProgram, Program
+from packet_tracer.bpf.program import Program
 from packet_tracer.doctor.finding import Finding, Section
 from packet_tracer.doctor.host import not_compiled_in
 from packet_tracer.doctor.scratch import LOOPBACK, in_scratch_netns, veth
 from packet_tracer.errors import BpfError, NotPermittedError, PtraceError, error_text
 
-#: A function that exists to be traced: the kernel calls it in test runs only (net/bpf/test_run.c, Linux 5.5).
-_QUIET_FUNCTION = "bpf_fentry_test1"
 _TRACEPOINT = "kfree_skb"
 #: What lets a packet pass, by type of program (include/uapi/linux/bpf.h).
 _XDP_PASS, _TCX_NEXT, _NF_ACCEPT, _CGROUP_PASS = 2, -1, 1, 1
 
-_MOVE_TO_R0, _EXIT = 0xB7, 0x95
-
 #: What an attempt returns: how it worked, in words.
 Attempt = Callable[[], str]
-
-
-def idle_program(
-    type_: ProgramType,
-    attach_type: int = 0,
-    *,
-    section: str = "",
-    target: str | None = None,
-    returns: int = 0,
-) -> Program:
-    """Load a program that does nothing but return a number: two instructions."""
-    code = struct.pack("=BBhi", _MOVE_TO_R0, 0, 0, returns) + struct.pack("=BBhi", _EXIT, 0, 0, 0)
-    prepared = PreparedProgram(
-        name="ptrace_doctor",
-        section=section,
-        type=type_,
-        expected_attach_type=attach_type,
-        flags=0,
-        instructions=code,
-        func_info=b"",
-        func_info_record_size=8,
-        line_info=b"",
-        line_info_record_size=16,
-        functions=(),
-        license="GPL",
-        target=target,
-        btf_fd=-1,
-    )
-    return prepared.load(log=False)
 
 
 def examine_hooks() -> Section:
@@ -118,7 +85,7 @@ def _tracepoint() -> str:
 
 def _trampoline(section: str, attach_type: AttachType) -> str:
     program = idle_program(
-        ProgramType.TRACING, attach_type, section=f"{section}/{_QUIET_FUNCTION}", target=_QUIET_FUNCTION
+        ProgramType.TRACING, attach_type, section=f"{section}/{QUIET_FUNCTION}", target=QUIET_FUNCTION
     )
     _attached(program, lambda: links.attach_tracing(program))
     return "kernel functions, by trampoline"
@@ -126,13 +93,13 @@ def _trampoline(section: str, attach_type: AttachType) -> str:
 
 def _kprobe() -> str:
     program = idle_program(ProgramType.KPROBE, section="kprobe")
-    _attached(program, lambda: links.attach_kprobe(program, _QUIET_FUNCTION))
+    _attached(program, lambda: links.attach_kprobe(program, QUIET_FUNCTION))
     return "kernel functions, one by one"
 
 
 def _kprobe_multi() -> str:
     program = idle_program(ProgramType.KPROBE, AttachType.TRACE_KPROBE_MULTI, section="kprobe.multi")
-    _attached(program, lambda: links.attach_kprobe_multi(program, symbols=[_QUIET_FUNCTION]))
+    _attached(program, lambda: links.attach_kprobe_multi(program, symbols=[QUIET_FUNCTION]))
     return "kernel functions, many at once"
 
 

@@ -106,11 +106,16 @@ PROBES: tuple[Probe, ...] = (
     _tracepoint(ProbeId.KFREE_SKB, "a packet is dropped, and why"),
 )
 
+_TRACEPOINTS = ("netif_receive_skb", "net_dev_queue", "net_dev_start_xmit", "kfree_skb", "consume_skb")
+#: Without functions: what every kernel has.
+TRACEPOINTS = "tracepoints"
+#: And functions, see packet_tracer.probes.stages.
+PATH = "path"
+
 #: Named choices of probes, for ``--profile``.
 PROFILES: Mapping[str, tuple[str, ...]] = {
-    "default": ("netif_receive_skb", "net_dev_queue", "net_dev_start_xmit", "kfree_skb", "consume_skb"),
-    # and functions, see packet_tracer.probes.stages
-    "path": ("netif_receive_skb", "net_dev_queue", "net_dev_start_xmit", "kfree_skb", "consume_skb"),
+    PATH: _TRACEPOINTS,
+    TRACEPOINTS: _TRACEPOINTS,
     "drops": ("kfree_skb",),
     "device": (
         "napi_gro_receive_entry",
@@ -138,12 +143,12 @@ def by_id(probe_id: int) -> Probe:
 def select(patterns: Iterable[str] = (), profile: str | None = None) -> tuple[Probe, ...]:
     """Return the probes that glob patterns and a profile name, in catalogue order, each once.
 
-    Neither given means the profile ``default``. Raises UsageError for a pattern that matches no probe and
+    Neither given means the profile ``tracepoints``. Raises UsageError for a pattern that matches no probe and
     for a profile that does not exist, with what there is.
     """
     wanted = list(patterns)
     if profile is not None or not wanted:
-        name = profile or "default"
+        name = profile or TRACEPOINTS
         if name not in PROFILES:
             raise UsageError(f"no profile {name!r}; there are: {', '.join(PROFILES)}")
         wanted += PROFILES[name]

@@ -27,7 +27,9 @@ from packet_tracer.bpf import link as links
 from packet_tracer.bpf import perf_links
 from packet_tracer.bpf.btf import Btf
 from packet_tracer.bpf.constants import patch_constants
+from packet_tracer.bpf.enums import AttachType, ProgramType
 from packet_tracer.bpf.errors import AttachError
+from packet_tracer.bpf.idle import QUIET_FUNCTION, idle_program
 from packet_tracer.bpf.link import Link
 from packet_tracer.bpf.maps import Map
 from packet_tracer.bpf.parallel import load_each
@@ -48,6 +50,25 @@ _CLONES_A_FUNCTION = 3
 _REGISTERS = 6
 #: So many functions are tried first: where they all are refused for one reason, so is the backend.
 _FIRST = 3
+
+
+def may_trace_functions() -> bool:
+    """Return whether some backend may work here: a look of a millisecond, where the table of functions takes
+    200.
+    """
+    if perf_links.has_kprobes():
+        return True
+    try:
+        program = idle_program(
+            ProgramType.TRACING,
+            AttachType.TRACE_FENTRY,
+            section=f"fentry/{QUIET_FUNCTION}",
+            target=QUIET_FUNCTION,
+        )
+    except BpfError:
+        return False
+    program.close()
+    return True
 
 
 @dataclass(slots=True)
@@ -298,9 +319,8 @@ def _has_attach_cookies() -> bool:
 
 def _attach_kprobe(program: Program, probe: FunctionProbe, *, cookie: int | None) -> Link:
     function = probe.function
-    symbol = "" if function.address else function.name
     return perf_links.attach_kprobe(
-        program, symbol, address=function.address, returns=probe.argument is None, cookie=cookie
+        program, function.name, address=function.address, returns=probe.argument is None, cookie=cookie
     )
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import pytest
 
 from packet_tracer.bpf.enums import AttachType, ProgramType
+from packet_tracer.bpf.idle import idle_program
 from packet_tracer.bpf.link import attach_tracing
 from packet_tracer.doctor import Report, examine
-from packet_tracer.doctor.attempts import idle_program
 from packet_tracer.errors import BpfError
 from tests.matrix.requirements import CAPABILITIES
 

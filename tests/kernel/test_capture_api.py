@@ -418,7 +418,7 @@ def test_marks(network: Lab, mark: int | tuple[int, int], seen: int) -> None:
         ({"probes": "netif_recieve_skb"}, r"no probe .* \(is netif_receive_skb.* meant\?\)"),
         ({"probes": "nothing*"}, r"no probe 'nothing\*'"),
         ({"probes": ""}, r"no probe ''"),
-        ({"profile": "fast"}, r"no profile 'fast'; there are: default, "),
+        ({"profile": "fast"}, r"no profile 'fast'; there are: path, "),
         ({"probes": "xdp"}, r"probe xdp is attached to an interface: name one with -i"),
         ({"probes": "tc:*"}, r"probe tc:ingress is attached to an interface"),
         ({"probes": "xdp", "interface": "any"}, r"probe xdp is attached to an interface"),

@@ -230,7 +230,7 @@ def test_a_netlink_message_is_not_the_packet_whose_buffer_it_got(network: Lab) -
             with Lab():
                 pass
 
-    events = trace(Tracer(netns=[node.name for node in network.nodes], profile="default"), traffic)
+    events = trace(Tracer(netns=[node.name for node in network.nodes], profile="tracepoints"), traffic)
     protocols = defaultdict(set)
     for event in events:
         protocols[event.packet_id].add(event.packet.protocol)
@@ -245,7 +245,7 @@ def test_a_netlink_message_is_not_the_packet_whose_buffer_it_got(network: Lab) -
 def test_no_two_packets_share_an_id_by_best_effort(network: Lab, mechanism: Mechanism) -> None:
     """Numbered packets, many alike but for their number: one may have two ids, but never two one."""
     tracer = Tracer(
-        netns=[node.name for node in network.nodes], profile="default", snaplen=128, ring_bytes=64 << 20
+        netns=[node.name for node in network.nodes], profile="tracepoints", snaplen=128, ring_bytes=64 << 20
     )
     judge = Judge(network.client.netns.inode)
     with tracer:

@@ -77,7 +77,7 @@ def test_text_has_a_line_for_each_finding(found: dict[str, Any]) -> None:
 def test_other_tracers_are_counted() -> None:
     """A program that is loaded by somebody else is told."""
     from packet_tracer.bpf.enums import AttachType, ProgramType
-    from packet_tracer.doctor.attempts import idle_program
+    from packet_tracer.bpf.idle import idle_program
 
     def count() -> int:
         finding = doctor.examine().find("BPF programs")
@@ -135,7 +135,7 @@ def test_probes_are_listed_with_what_is_so_here(found: dict[str, Any]) -> None:
     assert by_name["tc:egress"]["available"] is hooks["tc"]
     assert by_name["netfilter:ipv6:input"]["available"] is hooks["netfilter ipv6"]
     assert by_name["kfree_skb"]["available"] is hooks["tracepoint"]
-    assert by_name["kfree_skb"]["profiles"] == ["default", "path", "drops"]
+    assert by_name["kfree_skb"]["profiles"] == ["path", "tracepoints", "drops"]
 
 
 def test_probes_by_pattern() -> None:

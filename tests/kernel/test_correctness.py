@@ -27,8 +27,8 @@ import pytest
 
 from packet_tracer import lab
 from packet_tracer.bpf.enums import AttachType, ProgramType
+from packet_tracer.bpf.idle import idle_program
 from packet_tracer.capture import Tracer
-from packet_tracer.doctor.attempts import idle_program
 from packet_tracer.errors import BpfError, NotSupportedError, UsageError
 from packet_tracer.formats.jsonl import JsonLines
 from packet_tracer.formats.text import Text

@@ -18,10 +18,12 @@ from packet_tracer.events import Event
 from packet_tracer.events._layout import Hook
 from packet_tracer.lab import Lab, Node
 from packet_tracer.lab.commands import run
+from packet_tracer.probes.function_backends import FunctionAttacher, may_trace_functions
 from packet_tracer.probes.function_probes import BACKENDS, Backend, number
 from packet_tracer.probes.functions import FunctionTable
 from packet_tracer.probes.session import ProbeSession
 from packet_tracer.probes.setup import KernelSetup
+from packet_tracer.probes.stages import stage_of
 from tests.kernel.capturing import trace, udp_socket
 
 COUNT = 3
@@ -187,6 +189,40 @@ def test_stacks(network: Lab, backend: Backend) -> None:
     assert len(stacks) == COUNT
     for stack in stacks:
         assert any(frame.startswith(("ip_local_deliver", "ip_protocol_deliver")) for frame in stack), stack
+
+
+@pytest.mark.requires("kprobe")
+def test_the_default_is_the_whole_path(network: Lab) -> None:
+    if not may_trace_functions():
+        pytest.skip("no kernel function can be traced here: no kprobes (CONFIG_KPROBE_EVENTS), and no fentry")
+    with Tracer(netns=network.router.name) as tracer:
+        assert tracer.functions, tracer.notes
+        lab.ping(network.route, count=1)
+        time.sleep(0.05)
+        tracer.stop()
+        stages = [stage_of(event.probe) for event in tracer.events() if event.packet.icmp_type == 8]
+        assert not tracer.skipped
+    assert None not in stages
+    way = ["device in", "prerouting", "routing", "forward", "postrouting", "neighbour", "driver out"]
+    assert [stage for stage in dict.fromkeys(stages) if stage in way] == way
+
+
+def test_the_default_works_without_functions_too(network: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions may be there and be refused when they are attached."""
+
+    def refuse(*_: object) -> list[object]:
+        raise NotSupportedError("no kernel function can be traced here")
+
+    monkeypatch.setattr(FunctionAttacher, "attach", refuse)
+    with Tracer(netns=network.router.name) as tracer:
+        lab.ping(network.route, count=1)
+        time.sleep(0.05)
+        tracer.stop()
+        probes = {event.probe for event in tracer.events()}
+        notes = tracer.notes
+    assert tracer.functions == ()
+    assert any("no kernel function can be traced here" in note for note in notes) == may_trace_functions()
+    assert probes == {"netif_receive_skb", "net_dev_queue", "net_dev_start_xmit"}
 
 
 def test_what_works_or_why_not_is_said(network: Lab) -> None:

@@ -45,7 +45,7 @@ def journeys(network: Lab, traffic: Callable[[], object], expression: str | None
     """Return the journeys of traffic, in the order of their first events."""
     tracer = Tracer(
         netns=[node.name for node in network.nodes],
-        profile="default",
+        profile="tracepoints",
         filter=expression,
         follow=True,
         snaplen=0,
@@ -191,7 +191,7 @@ def test_fragments_are_packets_of_their_own(network: Lab) -> None:
 
 
 def test_events_of_a_flood_are_all_in_some_journey_and_bounds_hold(network: Lab) -> None:
-    tracer = Tracer(netns=[network.client.name, network.router.name], profile="default", snaplen=0)
+    tracer = Tracer(netns=[network.client.name, network.router.name], profile="tracepoints", snaplen=0)
     grouped = Journeys(max_journeys=16)
     given = []
     with tracer:
@@ -212,7 +212,9 @@ def test_events_of_a_flood_are_all_in_some_journey_and_bounds_hold(network: Lab)
 
 
 def test_a_quiet_capture_gives_journeys_out_in_time(network: Lab) -> None:
-    tracer = Tracer(netns=[node.name for node in network.nodes], profile="default", follow=True, snaplen=0)
+    tracer = Tracer(
+        netns=[node.name for node in network.nodes], profile="tracepoints", follow=True, snaplen=0
+    )
     with tracer:
         lab.dropped(network.route)
         sent = time.monotonic()

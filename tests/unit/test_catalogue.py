@@ -74,7 +74,7 @@ def test_profiles_name_probes_that_need_nothing(profile: str) -> None:
 
 
 def test_default_is_the_default_profile() -> None:
-    assert select() == select(profile="default")
+    assert select() == select(profile="tracepoints")
     assert select(["xdp"]) != select()
 
 
@@ -113,7 +113,7 @@ def test_mistakes(patterns: list[str], said: str) -> None:
 
 
 def test_no_such_profile() -> None:
-    with pytest.raises(UsageError, match="no profile 'all'; there are: default, "):
+    with pytest.raises(UsageError, match="no profile 'all'; there are: path, "):
         select(profile="all")
 
 

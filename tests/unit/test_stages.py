@@ -64,11 +64,5 @@ def test_a_kernel_without_any_of_them_is_not_supported() -> None:
         path_functions(table(function("tcp_ack")))
 
 
-def test_the_path_fits_few_trampolines() -> None:
-    """Up to 96 functions are attached by fentry, which costs least (function_probes._FEW)."""
-    names = [name for members in STAGES.values() for name in members if "*" not in name]
-    assert len(path_functions(table(*map(function, names)))) <= 96
-
-
 def test_the_profile_names_probes_that_there_are() -> None:
     assert set(PROFILES["path"]) <= {probe.name for probe in PROBES}

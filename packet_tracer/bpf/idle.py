@@ -1,0 +1,42 @@
+"""Programs that do nothing, to find out by trying what a kernel takes."""
+
+from __future__ import annotations
+
+import struct
+
+from packet_tracer.bpf.enums import ProgramType
+from packet_tracer.bpf.program import PreparedProgram, Program
+
+#: A function that exists to be traced: the kernel calls it in test runs only (net/bpf/test_run.c, Linux 5.5).
+QUIET_FUNCTION = "bpf_fentry_test1"
+
+_MOVE_TO_R0, _EXIT = 0xB7, 0x95
+
+
+def idle_program(
+    type_: ProgramType,
+    attach_type: int = 0,
+    *,
+    section: str = "",
+    target: str | None = None,
+    returns: int = 0,
+) -> Program:
+    """Load a program that does nothing but return a number: two instructions."""
+    code = struct.pack("=BBhi", _MOVE_TO_R0, 0, 0, returns) + struct.pack("=BBhi", _EXIT, 0, 0, 0)
+    prepared = PreparedProgram(
+        name="ptrace_doctor",
+        section=section,
+        type=type_,
+        expected_attach_type=attach_type,
+        flags=0,
+        instructions=code,
+        func_info=b"",
+        func_info_record_size=8,
+        line_info=b"",
+        line_info_record_size=16,
+        functions=(),
+        license="GPL",
+        target=target,
+        btf_fd=-1,
+    )
+    return prepared.load(log=False)
