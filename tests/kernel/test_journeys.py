@@ -239,6 +239,7 @@ def test_the_command_prints_packets_while_it_runs_and_at_its_end(network: Lab, t
 
 def test_the_command_writes_packets_as_json(network: Lab, tmp_path: Path) -> None:
     names = [word for node in network.nodes for word in ("--netns", node.name)]
+    names += ["--profile", "tracepoints"]
     with capturing(tmp_path, *names, "--journeys", "--format", "json", "udp") as running:
         lab.dropped(network.route)
         until(lambda: '"journey"' in running.seen, "it was not written while the capture ran")
@@ -265,6 +266,7 @@ def test_the_command_writes_packets_as_json(network: Lab, tmp_path: Path) -> Non
 def test_the_command_shows_the_stack_of_each_hop(network: Lab, tmp_path: Path, output: list[str]) -> None:
     """Also of journeys that are over only when the capture is, and the kernel's own map of stacks is gone."""
     names = [word for node in network.nodes for word in ("--netns", node.name)]
+    names += ["--profile", "tracepoints"]
     with capturing(tmp_path, *names, "--journeys", "--stack", *output, "udp") as running:
         lab.dropped(network.route)
         assert running.end() == 0

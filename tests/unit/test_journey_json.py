@@ -16,6 +16,7 @@ from tests.unit.test_journey import (
     DROPPED,
     FIRST,
     MS,
+    PART,
     QUEUED,
     READ,
     RECEIVED,
@@ -111,7 +112,7 @@ def test_relatives() -> None:
             seen(2, SENT, packet_id=6, parent_id=5),
             seen(3, RECEIVED, packet_id=7),
             seen(4, RECEIVED, packet_id=8),
-            seen(5, RECEIVED, packet_id=7, parent_id=8),
+            seen(5, RECEIVED, packet_id=7, parent_id=8, flags=PART),
         )
     )
     assert parent["children"] == [2]
