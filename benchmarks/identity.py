@@ -26,7 +26,7 @@ from packet_tracer.errors import NotSupportedError
 from packet_tracer.lab import Lab
 from packet_tracer.probes.objects import CaptureObjects
 from tests.labelled import Judge, Score
-from tests.mechanisms import MECHANISMS, PRESSURE, Mechanism, flush
+from tests.mechanisms import MECHANISMS, PRESSURE, Mechanism, all_batches, flush
 
 _INTERFACES = ("c0", "r0", "r1", "s0")
 #: Large enough that a packet that two numbers of bytes away from its start is read has all its label.
@@ -172,7 +172,7 @@ def one(network: Lab, tracer: Tracer, level: Level, mechanism: Mechanism, count:
     """Play one mechanism and judge what was seen of it."""
     index = MECHANISMS.index(mechanism) + 1 if mechanism in MECHANISMS else 0
     lost, forgotten = _lost(tracer), tracer.tracking().forgotten
-    for _ in tracer.batches(timeout=0):  # what came late of the one before
+    for _ in all_batches(tracer):  # what came late of the one before
         pass
     try:
         sent = mechanism.play(network, index, min(max(count // 10, 4), 20) if mechanism.stream else count)
@@ -182,7 +182,7 @@ def one(network: Lab, tracer: Tracer, level: Level, mechanism: Mechanism, count:
     flush(network)
     time.sleep(0.1)
     judge = Judge(network.client.netns.inode, copied=mechanism.copied, ports=sent.ports)
-    for batch in tracer.batches(timeout=0):
+    for batch in all_batches(tracer):
         judge.add(batch, {index})
     score = judge.finish(sent.numbers, sent.read, read=level.exact)
     lost, forgotten = _lost(tracer) - lost, tracer.tracking().forgotten - forgotten

@@ -15,7 +15,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+from packet_tracer.capture import Tracer
 from packet_tracer.errors import PtraceError
+from packet_tracer.events import EventBatch
 from packet_tracer.lab import Lab, Node
 from packet_tracer.lab.topology import Version
 from packet_tracer.netns import entered
@@ -153,6 +155,12 @@ def flush(network: Lab) -> None:
                 sender.sendto(b"", (network.route.server_addresses[4], 9))
     finally:
         os.sched_setaffinity(0, cpus)
+
+
+def all_batches(tracer: Tracer) -> Iterator[EventBatch]:
+    """Yield what is there, however many batches that are."""
+    while (batch := next(tracer.batches(timeout=0), None)) is not None:
+        yield batch
 
 
 @contextmanager

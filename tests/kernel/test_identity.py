@@ -26,7 +26,7 @@ from packet_tracer.netns import entered
 from packet_tracer.probes.functions import FunctionTable
 from tests.kernel.capturing import udp_socket
 from tests.labelled import Judge
-from tests.mechanisms import MECHANISMS, Mechanism, flush
+from tests.mechanisms import MECHANISMS, Mechanism, all_batches, flush
 
 pytestmark = pytest.mark.requires("fentry")
 
@@ -275,7 +275,7 @@ def recording(capturing: Capturing) -> Recording:
     finally:
         undo(network, lacks)
     time.sleep(0.1)
-    events = [event for batch in tracer.batches(timeout=0) for event in batch]
+    events = [event for batch in all_batches(tracer) for event in batch]
     assert capturing.lost() == 0
     return Recording(events, network.client.netns.inode, lacks, tracer.exact_identity)
 
@@ -410,7 +410,7 @@ def test_each_packet_is_itself_whatever_is_done_to_it(capturing: Capturing, mech
     """Two busy CPUs, numbered packets: see ``tests/labelled.py``."""
     network, tracer = capturing.network, capturing.tracer
     lost = capturing.lost()
-    for _ in tracer.batches(timeout=0):  # what came late of the one before
+    for _ in all_batches(tracer):  # what came late of the one before
         pass
     index = MECHANISMS.index(mechanism) + 1
     try:
@@ -420,7 +420,7 @@ def test_each_packet_is_itself_whatever_is_done_to_it(capturing: Capturing, mech
     time.sleep(0.05)
     flush(network)
     judge = Judge(network.client.netns.inode, copied=mechanism.copied, ports=sent.ports)
-    for batch in tracer.batches(timeout=0):
+    for batch in all_batches(tracer):
         judge.add(batch, {index})
     score = judge.finish(sent.numbers, sent.read, read=False)
     assert capturing.lost() == lost
