@@ -29,6 +29,7 @@
 struct facts {
 	__u64 location;
 	__s64 return_value;
+	__u64 duration_ns;
 	__s64 stack_id; /* plus one; 0: none taken */
 	__u32 drop_reason;
 	__s32 verdict;
@@ -176,6 +177,7 @@ static __always_inline void fill_head(struct ptrace_event *record, const struct 
 	record->verdict = facts->verdict;
 	record->location = facts->location;
 	record->return_value = facts->return_value;
+	record->duration_ns = facts->duration_ns;
 	record->stack_id = facts->stack_id - 1;
 }
 

@@ -10,16 +10,10 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-/* Offsets no function has; packet_tracer/probes/trampolines.py puts the right ones in their place. */
-#define ARGUMENT_OFFSET 0x7e8
-#define RETURN_OFFSET 0x7f0
-
 __weak __noinline __u64 function_cookie(void)
 {
 	return 0;
 }
-
-#define CONTEXT_VALUE(ctx, offset) (*(volatile __u64 *)((void *)(ctx) + (offset)))
 
 SEC("fentry")
 int function_entry(void *ctx)
@@ -32,8 +26,9 @@ int function_entry(void *ctx)
 SEC("fentry")
 int function_remember(void *ctx)
 {
-	return remember_function((struct sk_buff *)CONTEXT_VALUE(ctx, ARGUMENT_OFFSET),
-				 COOKIE_PROBE(function_cookie()));
+	struct sk_buff *skb = (struct sk_buff *)CONTEXT_VALUE(ctx, ARGUMENT_OFFSET);
+
+	return remember_function((__u64)skb, skb, COOKIE_PROBE(function_cookie()));
 }
 
 SEC("fexit")

@@ -182,11 +182,25 @@ static __always_inline __u64 filter_skb_metadata(const struct packet_view *view,
 	return filter_metadata(tag, view->ifindex, type);
 }
 
+/* Returns whether the filter accepts the bytes, if it is enabled. `shared`: the skb_shared_info, 0 for none. */
+static __always_inline bool filter_bytes(__u64 data, __u64 data_end, __u64 shared, const struct packet_view *view,
+					 __u64 metadata)
+{
+	bool accepted;
+
+	if (view->link_header)
+		accepted = pcap_filter_l2(data, data_end, shared, view->length, metadata);
+	else
+		accepted = pcap_filter_l3(data, data_end, shared, view->length, metadata);
+	if (!filter_inner || !accepted)
+		return accepted;
+	return filter_skb_inner(data, data_end, shared, view->length, view->link_header);
+}
+
 /* Returns whether the filter accepts the packet. The view must be complete: view_bytes(). */
 static __always_inline bool filter_skb(const struct packet_view *view, enum ptrace_direction direction)
 {
 	__u64 head, data, data_end, shared, metadata = 0;
-	bool accepted;
 
 	if (!match_length(view->length))
 		return false;
@@ -207,13 +221,27 @@ static __always_inline bool filter_skb(const struct packet_view *view, enum ptra
 		return true;
 	if (filter_reads_metadata)
 		metadata = filter_skb_metadata(view, direction);
-	if (view->link_header)
-		accepted = pcap_filter_l2(data, data_end, shared, view->length, metadata);
-	else
-		accepted = pcap_filter_l3(data, data_end, shared, view->length, metadata);
-	if (!filter_inner || !accepted)
-		return accepted;
-	return filter_skb_inner(data, data_end, shared, view->length, view->link_header);
+	return filter_bytes(data, data_end, shared, view, metadata);
+}
+
+/* The same for a packet before there is an skb, whose addresses are numbers already. */
+static __always_inline bool filter_buffer(const struct packet_view *view, __u64 data, __u64 data_end, __u64 shared)
+{
+	__u64 metadata = 0;
+
+	if (!match_length(view->length) || !match_drop_reason(false, 0))
+		return false;
+	if (!filter_enabled && !filter_addresses)
+		return true;
+	if (filter_keep)
+		return filter_load(data, data_end, shared, 0, 0) > 0;
+	if (filter_addresses && !addresses_listed(data, data_end, shared, view->link_header))
+		return false;
+	if (!filter_enabled)
+		return true;
+	if (filter_reads_metadata)
+		metadata = filter_metadata(0, view->ifindex, 0);
+	return filter_bytes(data, data_end, shared, view, metadata);
 }
 
 #endif

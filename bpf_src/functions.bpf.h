@@ -9,6 +9,8 @@
 enum argument_kind {
 	ARGUMENT_SKB = 0,
 	ARGUMENT_SKB_POINTER = 1,
+	ARGUMENT_XDP_BUFF = 2,
+	ARGUMENT_XDP_FRAME = 3,
 };
 
 /* What of the register a return value takes; packet_tracer/probes/trampolines.py: Returns. */
@@ -29,12 +31,17 @@ enum return_kind {
 #define COOKIE_KIND(cookie) ((__u8)((cookie) >> 24 & 0xf))
 #define COOKIE_RETURNS(cookie) ((__u8)((cookie) >> 28 & 0xf))
 
-/* A call's key. A thread calls once at a time with one skb; the idle threads of all CPUs have one number. */
-static __always_inline struct call_key function_call(__u64 skb, __u32 probe_id)
+/* Offsets no function has; packet_tracer/probes/trampolines.py puts the right ones in their place. */
+#define ARGUMENT_OFFSET 0x7e8
+#define RETURN_OFFSET 0x7f0
+#define CONTEXT_VALUE(ctx, offset) (*(volatile __u64 *)((void *)(ctx) + (offset)))
+
+/* A call's key. A thread calls once at a time with one argument; the idle threads of all CPUs have one number. */
+static __always_inline struct call_key function_call(__u64 argument, __u32 probe_id)
 {
 	__u32 thread = bpf_get_current_pid_tgid();
 
-	return (struct call_key){skb, probe_id, thread ? thread : ~bpf_get_smp_processor_id()};
+	return (struct call_key){argument, probe_id, thread ? thread : ~bpf_get_smp_processor_id()};
 }
 
 /* A sender's packet gets its protocol (skb->protocol) only when it is handed to IP's output, long after its header. */
@@ -101,10 +108,10 @@ static __always_inline int trace_function(void *ctx, struct sk_buff *skb, struct
 	return 0;
 }
 
-/* Attached beside the entry's program where returns are wanted. */
-static __always_inline int remember_function(struct sk_buff *skb, __u32 probe_id)
+/* Attached beside the entry's program where returns are wanted. `argument`: the skb, or what leads to it. */
+static __always_inline int remember_function(__u64 argument, struct sk_buff *skb, __u32 probe_id)
 {
-	struct call_key key = function_call((__u64)skb, probe_id);
+	struct call_key key = function_call(argument, probe_id);
 	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION, .probe_id = probe_id};
 	struct packet_view view;
 
@@ -130,9 +137,9 @@ static __always_inline __s64 returned(__u64 value, __u8 kind)
 }
 
 /* The cookie is the entry's; the return has the next probe id. */
-static __always_inline int trace_return(__u64 skb, __u64 cookie, __u64 value)
+static __always_inline int trace_return(__u64 argument, __u64 cookie, __u64 value)
 {
-	struct call_key key = function_call(skb, COOKIE_PROBE(cookie));
+	struct call_key key = function_call(argument, COOKIE_PROBE(cookie));
 	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION_RETURN,
 			      .probe_id = COOKIE_PROBE(cookie) + 1,
 			      .return_value = returned(value, COOKIE_RETURNS(cookie))};

@@ -5,6 +5,7 @@
  */
 #define READ_DIRECT 1
 #include "tracking.bpf.h"
+#include "xdp_frame.bpf.h"
 #include <bpf/bpf_tracing.h>
 
 char LICENSE[] SEC("license") = "GPL";
@@ -39,6 +40,17 @@ static __always_inline void bury(__u64 head)
 		count_tracking(0, 1);
 }
 
+/* The same for a buffer that may live on as an xdp_frame: revive(). */
+static __always_inline void release(struct sk_buff *skb)
+{
+	__u64 head = head_of(skb);
+	struct tracked *packet = READ_BITS(skb, head_frag) ? find_tracked(head) : 0;
+
+	if (packet)
+		bpf_map_update_elem(&released, &head, packet, BPF_ANY);
+	bury(head);
+}
+
 /* Makes what is in a buffer a packet of its own, a child of `parent`. */
 static __always_inline void put_child(__u64 head, const struct tracked *parent)
 {
@@ -48,6 +60,7 @@ static __always_inline void put_child(__u64 head, const struct tracked *parent)
 	child.parent_id = parent->id;
 	child.content = 0;
 	child.merged = 0;
+	child.unsure = 0;
 	put(head, &child);
 }
 
@@ -56,7 +69,7 @@ static __always_inline void put_child(__u64 head, const struct tracked *parent)
 SEC("fentry/skb_free_head")
 int BPF_PROG(skb_free_head, struct sk_buff *skb)
 {
-	bury(head_of(skb));
+	release(skb);
 	return 0;
 }
 
@@ -64,7 +77,8 @@ int BPF_PROG(skb_free_head, struct sk_buff *skb)
 SEC("fentry/skb_release_data")
 int BPF_PROG(skb_release_data, struct sk_buff *skb)
 {
-	forget(skb, skb->head);
+	if (holds_alone(skb, skb->head))
+		release(skb);
 	return 0;
 }
 
@@ -128,17 +142,6 @@ static __always_inline void take_up(__u64 key, __u64 head)
 
 	if (packet)
 		bpf_map_update_elem(&moving, &key, packet, BPF_ANY);
-}
-
-static __always_inline void put_down(__u64 key, __u64 head)
-{
-	struct tracked *packet = bpf_map_lookup_elem(&moving, &key);
-
-	if (!packet)
-		return;
-	if (!find_tracked(head))
-		put(head, packet);
-	bpf_map_delete_elem(&moving, &key);
 }
 
 /*
@@ -209,38 +212,32 @@ int BPF_PROG(pskb_expand_head_after, struct sk_buff *skb, int headroom, int tail
 	return 0;
 }
 
-/* An skb too shared or too short for XDP is replaced by one that suits (e6d5dbdd20aa, v6.8); `place` is where it is. */
-SEC("fentry/skb_pp_cow_data")
-int BPF_PROG(skb_pp_cow_data_before, void *pool, struct sk_buff **place)
-{
-	struct sk_buff *skb = 0;
-
-	bpf_probe_read_kernel(&skb, sizeof(skb), place);
-	take_up((__u64)place, head_of(skb));
-	return 0;
-}
-
-SEC("fexit/skb_pp_cow_data")
-int BPF_PROG(skb_pp_cow_data_after, void *pool, struct sk_buff **place)
-{
-	struct sk_buff *skb = 0;
-
-	bpf_probe_read_kernel(&skb, sizeof(skb), place);
-	put_down((__u64)place, head_of(skb));
-	return 0;
-}
-
 /* A copy is the same packet in another buffer, as a clone is in the same. */
 
 static __always_inline int copied_to(struct sk_buff *skb, struct sk_buff *copy)
 {
-	struct tracked *packet = find_tracked(head_of(skb));
+	struct tracked *packet = find_tracked(head_of(skb)), *own;
 
-	if (!packet || !is_pointer(copy) || find_tracked(head_of(copy)))
+	if (!packet || !is_pointer(copy))
+		return 0;
+	own = find_tracked(head_of(copy));
+	if (own && !own->unsure)
 		return 0;
 	if (!send_again((__u64)skb, head_of(copy)))
 		put(head_of(copy), packet);
 	return 0;
+}
+
+/*
+ * What all that copy have in common: also veth, before it runs an XDP program for an skb that has not the room for it. What TCP
+ * sends again is left to the functions below.
+ */
+SEC("fentry/skb_copy_header")
+int BPF_PROG(skb_copy_header, struct sk_buff *copy, struct sk_buff *skb)
+{
+	__u64 key = (__u64)skb;
+
+	return bpf_map_lookup_elem(&resends, &key) ? 0 : copied_to(skb, copy);
 }
 
 SEC("fexit/skb_copy")
@@ -407,6 +404,23 @@ int BPF_PROG(inet_frag_reasm_finish, void *queue, struct sk_buff *whole)
 		set_parent(head_of(fragment), id);
 		fragment = BPF_CORE_READ(fragment, next);
 	}
+	return 0;
+}
+
+/* An xdp_frame becomes an skb: what was in its buffer may be known from the skb it was taken from. */
+
+SEC("fentry/__xdp_build_skb_from_frame")
+int BPF_PROG(build_skb_from_frame, struct xdp_frame *frame)
+{
+	revive(frame_start(frame));
+	return 0;
+}
+
+/* veth did that by itself until 65e6dcf73398 (v5.12). */
+SEC("fentry/build_skb")
+int BPF_PROG(build_skb, void *data)
+{
+	revive((__u64)data);
 	return 0;
 }
 

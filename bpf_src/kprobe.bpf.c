@@ -4,7 +4,7 @@
  * event for each.
  */
 #define READ_DIRECT 0
-#include "functions.bpf.h"
+#include "buffer_functions.bpf.h"
 #include <bpf/bpf_tracing.h>
 
 char LICENSE[] SEC("license") = "GPL";
@@ -97,6 +97,23 @@ static __always_inline int trace_made(struct pt_regs *ctx, __u64 cookie)
 	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION_RETURN, .probe_id = COOKIE_PROBE(cookie)};
 
 	return trace_function(ctx, (struct sk_buff *)PT_REGS_RC(ctx), &facts);
+}
+
+/* Functions that take an xdp_buff or xdp_frame. */
+SEC("kprobe")
+int kprobe_buffer(struct pt_regs *ctx)
+{
+	__u64 cookie = entry_cookie(ctx);
+
+	return cookie ? trace_buffer(ctx, register_argument(ctx, COOKIE_ARGUMENT(cookie)), cookie) : 0;
+}
+
+SEC("kprobe.multi")
+int kprobe_multi_buffer(struct pt_regs *ctx)
+{
+	__u64 cookie = bpf_get_attach_cookie(ctx);
+
+	return trace_buffer(ctx, register_argument(ctx, COOKIE_ARGUMENT(cookie)), cookie);
 }
 
 /* A function that makes an skb: its return value is the packet. */

@@ -13,6 +13,7 @@
 
 #define PTRACE_RECORD_VERSION 1
 #define PTRACE_COMM_LENGTH 16
+#define PTRACE_NO_SKB 0xff
 /* Largest number of packet bytes one record carries. */
 #define PTRACE_SNAPLEN_MAX 9216
 
@@ -75,7 +76,8 @@ enum ptrace_event_flags {
 	PTRACE_EVENT_FIRST_SIGHT = 1 << 14,  /* the first record of this packet id */
 	PTRACE_EVENT_FOLLOWED = 1 << 15,     /* did not match the filter itself; follows a packet that did */
 	PTRACE_EVENT_BYTES_MISSING =
-		1 << 16,	       /* captured fewer than asked for: they lie in pages that cannot be read */
+		1 << 16,	    /* captured fewer than asked for: they lie in pages that cannot be read */
+	PTRACE_EVENT_XDP = 1 << 17, /* before there is an skb: skb_address is that of an xdp_buff or xdp_frame */
 	PTRACE_EVENT_MERGED = 1 << 18, /* part of another packet by now, its parent */
 };
 
@@ -86,7 +88,7 @@ struct ptrace_event {
 	__u16 probe_id;	    /* enum ptrace_probe, or from PTRACE_PROBE_FUNCTION on */
 	__u64 timestamp_ns; /* CLOCK_MONOTONIC */
 	__u64 packet_id;    /* 0: not tracked */
-	__u64 skb_address;  /* struct sk_buff, or struct xdp_buff at XDP */
+	__u64 skb_address;  /* struct sk_buff; with PTRACE_EVENT_XDP struct xdp_buff or xdp_frame */
 	__u32 cpu;
 	__u32 pid; /* thread that runs; not necessarily the packet's owner */
 	__u32 tgid;
@@ -113,7 +115,7 @@ struct ptrace_event {
 	__u8 comm[PTRACE_COMM_LENGTH];
 
 	__u64 parent_id;    /* packet id this one was made from (segment, fragment, copy); 0: none */
-	__u64 head_address; /* skb->head */
+	__u64 head_address; /* skb->head, or where an XDP buffer starts: the same for the skb built on it */
 	__u64 netns_cookie; /* 0: unknown, or a kernel without cookies */
 	__u64 location;	    /* address of the code that dropped it, or of the traced function */
 	__s64 return_value;
@@ -137,7 +139,7 @@ struct ptrace_event {
 	__u16 gso_segments;
 	__u32 gso_type;	  /* SKB_GSO_* */
 	__u16 queue;	  /* skb->queue_mapping, or the receive queue at XDP */
-	__u8 packet_type; /* PACKET_HOST, ... */
+	__u8 packet_type; /* PACKET_HOST, ...; PTRACE_NO_SKB where there is none yet */
 	__u8 checksum;	  /* CHECKSUM_*: skb->ip_summed */
 };
 

@@ -8,9 +8,9 @@
 
 #include "emit.bpf.h"
 
-/* Names one call: the skb it was made with, what was called, and who called it. */
+/* Names one call: the argument it was made with (the skb, mostly), what was called, and who called it. */
 struct call_key {
-	__u64 skb_address;
+	__u64 argument;
 	__u32 callee;
 	__u32 caller;
 };
@@ -40,21 +40,35 @@ static __always_inline void count_forgotten(__u32 probe_id)
 	add_count(&count->lost_ring, 1);
 }
 
+/* Returns the place where a call's packet is remembered; NULL where there is no room, which counts as lost. */
+static __always_inline struct call *begin_call(const struct facts *facts, const struct call_key *key)
+{
+	struct call *call = 0;
+
+	if (!bpf_map_update_elem(&calls, key, &empty_call, BPF_ANY))
+		call = bpf_map_lookup_elem(&calls, key);
+	if (!call)
+		count_forgotten(facts->probe_id);
+	return call;
+}
+
+/* Forgets a call whose packet turned out not to be wanted. */
+static __always_inline void forget_call(const struct facts *facts, const struct call_key *key)
+{
+	bpf_map_delete_elem(&calls, key);
+	count_rejected(facts->probe_id);
+}
+
 /* Remembers a packet that passed every filter, for emit_remembered(). */
 static __always_inline void remember_call(struct packet_view *view, struct facts *facts,
 					  const struct call_key *key)
 {
-	struct call *call = 0;
+	struct call *call;
 
 	settle(view, facts);
-	if (!bpf_map_update_elem(&calls, key, &empty_call, BPF_ANY))
-		call = bpf_map_lookup_elem(&calls, key);
-	if (!call) {
-		count_forgotten(facts->probe_id);
-	} else if (!fill_skb(&call->event, view, facts, ROOM_SMALL)) {
-		bpf_map_delete_elem(&calls, key);
-		count_rejected(facts->probe_id);
-	}
+	call = begin_call(facts, key);
+	if (call && !fill_skb(&call->event, view, facts, ROOM_SMALL))
+		forget_call(facts, key);
 }
 
 static __always_inline void fill_remembered(struct ptrace_event *record, const struct call *call,

@@ -35,6 +35,8 @@ struct tracked {
 	__u32 birth_probe;
 	__u8 ttl;
 	__u8 merged; /* into its parent */
+	/* Last seen where a buffer may end, or begin anew, unseen: the content decides whether it is still this packet. */
+	__u8 unsure;
 };
 
 /* By skb->head. LRU: when it is full the packet longest unseen is forgotten. */
@@ -44,6 +46,17 @@ struct {
 	__type(key, __u64);
 	__type(value, struct tracked);
 } packets SEC(".maps");
+
+/*
+ * What was in buffers that their skbs gave up, by where they start: with XDP_TX and XDP_REDIRECT veth frees the skb that an XDP
+ * program ran for, and its buffer lives on as an xdp_frame.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct tracked);
+} released SEC(".maps");
 
 /* Births and deaths, so that the reader can tell how many packets were forgotten: births - deaths - entries. */
 struct tracking_totals {
@@ -181,20 +194,26 @@ static __always_inline bool is_reborn(const struct tracked *known, const struct 
 	       record->netns_inode == known->birth_netns;
 }
 
+static __always_inline bool before_skb(const struct ptrace_event *record)
+{
+	return record->flags & PTRACE_EVENT_XDP;
+}
+
 /*
  * Whether the buffer still holds the packet it is known for. Bytes that can't be parsed tell nothing, so then the skb has to be
  * the same, and to hold a packet: netlink's messages use the same buffers, and have no protocol. A driver's XDP buffer dies
- * without a function that could be watched, so there the content always counts.
+ * without a function that could be watched, so there the content always counts, and once more when an skb has taken it over.
  */
 static __always_inline bool same_packet(const struct tracked *known, const struct ptrace_event *record,
 					__u64 content)
 {
-	if (config_exact_identity && record->hook != PTRACE_HOOK_XDP)
+	if (config_exact_identity && !before_skb(record) && !known->unsure)
 		return true;
 	if (!content || !known->content)
 		return record->protocol && known->skb_address == record->skb_address;
-	/* An acknowledgement and the data sent with the same numbers differ in length alone. */
-	if (known->skb_address != record->skb_address && known->ip_length != ip_length(record))
+	/* An acknowledgement and the data sent with the same numbers differ in length alone; what GRO has merged does too. */
+	if (known->skb_address != record->skb_address && known->ip_length != ip_length(record) &&
+	    !(known->unsure && record->gso_size))
 		return false;
 	return known->content == content && !is_reborn(known, record);
 }
@@ -206,7 +225,7 @@ static __always_inline struct tracked *find_moved(const struct ptrace_event *rec
 	struct tracked *known;
 	__u64 *before;
 
-	if (config_exact_identity || record->hook == PTRACE_HOOK_XDP || !(content & CONTENT_UNIQUE))
+	if (config_exact_identity || before_skb(record) || !(content & CONTENT_UNIQUE))
 		return 0;
 	before = bpf_map_lookup_elem(&buffers, &skb);
 	if (!before)
@@ -235,6 +254,7 @@ static __always_inline void take_identity(struct ptrace_event *record, struct tr
 	}
 	if (record->ttl)
 		known->ttl = record->ttl;
+	known->unsure = before_skb(record);
 	if (record->netns_inode)
 		known->netns_inode = record->netns_inode;
 	if (record->ifindex)
@@ -256,6 +276,7 @@ static __always_inline void give_birth(struct ptrace_event *record, __u64 conten
 		.birth_ifindex = record->ifindex,
 		.birth_probe = record->probe_id,
 		.ttl = record->ttl,
+		.unsure = before_skb(record),
 	};
 
 	if (bpf_map_update_elem(&packets, &head, &born, BPF_ANY))
@@ -268,6 +289,26 @@ static __always_inline void give_birth(struct ptrace_event *record, __u64 conten
 }
 
 /*
+ * Puts a packet back whose skb gave its buffer to an xdp_frame. Returns it, or NULL if there is none. The buffer may as well
+ * have come back to a driver since: so only a content that is nobody else's counts, the next time it is looked at.
+ */
+static __always_inline struct tracked *revive(__u64 head)
+{
+	struct tracked *gone = bpf_map_lookup_elem(&released, &head);
+	struct tracked known;
+
+	if (!gone || !(gone->content & CONTENT_UNIQUE))
+		return 0;
+	known = *gone;
+	known.unsure = 1;
+	bpf_map_delete_elem(&released, &head);
+	if (bpf_map_update_elem(&packets, &head, &known, BPF_ANY))
+		return 0;
+	count_tracking(1, 0);
+	return find_tracked(head);
+}
+
+/*
  * Gives the record its packet id: the one of the packet in this buffer, or a new one. Returns false for a record that is
  * here only because its buffer was known (PTRACE_EVENT_FOLLOWED), and turns out to be of another packet.
  */
@@ -276,12 +317,16 @@ static __always_inline bool identify(struct ptrace_event *record)
 	__u64 head = record->head_address, content = content_of(record);
 	struct tracked *known = find_tracked(head);
 
+	if (!known && config_exact_identity && before_skb(record))
+		known = revive(head);
 	if (known && !same_packet(known, record, content)) {
 		count_tracking(0, 1); /* it ended unseen */
 		if (record->flags & PTRACE_EVENT_FOLLOWED) {
 			bpf_map_delete_elem(&packets, &head);
 			return false;
 		}
+		if (before_skb(record) && !record->mtu) /* no device: place and namespace were the other one's */
+			record->netns_inode = record->ifindex = 0;
 		known = 0;
 	}
 	if (!known)
@@ -293,16 +338,21 @@ static __always_inline bool identify(struct ptrace_event *record)
 	return true;
 }
 
+/* Whether this skb is the last that holds its buffer. */
+static __always_inline bool holds_alone(struct sk_buff *skb, unsigned char *head)
+{
+	struct skb_shared_info *shared = (struct skb_shared_info *)(head + READ(skb, end));
+
+	/* The lower half of dataref counts the skbs that share the buffer (SKB_DATAREF_SHIFT). */
+	return !READ_BITS(skb, cloned) || (BPF_CORE_READ(shared, dataref.counter) & 0xffff) == 1;
+}
+
 /* Forgets the packet in a buffer if this skb is the last that holds it. */
 static __always_inline void forget(struct sk_buff *skb, unsigned char *head)
 {
-	struct skb_shared_info *shared = (struct skb_shared_info *)(head + READ(skb, end));
 	__u64 key = (__u64)head;
 
-	/* The lower half of dataref counts the skbs that share the buffer (SKB_DATAREF_SHIFT). */
-	if (READ_BITS(skb, cloned) && (BPF_CORE_READ(shared, dataref.counter) & 0xffff) != 1)
-		return;
-	if (!bpf_map_delete_elem(&packets, &key))
+	if (holds_alone(skb, head) && !bpf_map_delete_elem(&packets, &key))
 		count_tracking(0, 1);
 }
 

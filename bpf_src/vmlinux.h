@@ -81,9 +81,13 @@ enum { TCP_TIME_WAIT = 6, TCP_NEW_SYN_RECV = 12 };
 enum { TCP_FRAG_IN_RTX_QUEUE = 1 };
 enum { NFPROTO_IPV4 = 2, NFPROTO_IPV6 = 10 };
 
-/* Only asked whether they exist: xdp_load_bytes came with multi-buffer XDP, 3f364222d032 (v5.18). */
+/*
+ * Only asked whether they exist: get_func_ret came with f92c1e183604 (v5.17), xdp_load_bytes with multi-buffer XDP,
+ * 3f364222d032 (v5.18).
+ */
 enum bpf_func_id {
 	BPF_FUNC_get_attach_cookie = 174,
+	BPF_FUNC_get_func_ret = 184,
 	BPF_FUNC_xdp_get_buff_len = 188,
 	BPF_FUNC_xdp_load_bytes = 189,
 	BPF_FUNC_cgrp_storage_get = 210,
@@ -174,10 +178,12 @@ struct net___atomic_cookie {
 };
 
 #define IFF_LOOPBACK (1 << 3)
+enum { ARPHRD_ETHER = 1, ARPHRD_LOOPBACK = 772 };
 
 struct net_device {
 	unsigned int flags;
 	unsigned int mtu;
+	unsigned short type;
 	int ifindex;
 	possible_net_t nd_net;
 	char name[16];
@@ -244,6 +250,7 @@ struct skb_shared_info {
 	unsigned short gso_segs;
 	struct sk_buff *frag_list;
 	unsigned int gso_type;
+	unsigned int xdp_frags_size; /* d16697cb6261 (v5.18) */
 	atomic_t dataref;
 	struct skb_frag frags[17];
 };
@@ -266,6 +273,8 @@ struct sk_buff {
 	__u8 pkt_type : 3;
 	__u8 ip_summed : 2;
 	__u8 encapsulation : 1;
+	__u8 head_frag : 1;
+	__u8 tc_at_ingress : 1;
 	int skb_iif;
 	__u32 hash;
 	__be16 vlan_proto;
@@ -297,6 +306,23 @@ struct xdp_buff {
 	void *data_end;
 	void *data_hard_start;
 	struct xdp_rxq_info *rxq;
+	u32 frame_sz;
+	u32 flags; /* 2e88d4ff0301 (v5.18) */
+};
+
+/* Sizes differ between kernels, and frame_sz was a bit-field: all of it is read as bit-fields are. */
+struct xdp_frame {
+	void *data;
+	u32 len;
+	u32 headroom;
+	u32 frame_sz;
+	u32 flags; /* 2e88d4ff0301 (v5.18) */
+};
+
+/* Until 6.12 at least. */
+struct xdp_frame___short {
+	u16 len;
+	u16 headroom;
 };
 
 struct nf_hook_state {

@@ -34,7 +34,7 @@ static __noinline int fill_xdp(struct ptrace_event *record, struct xdp_md *ctx, 
 			      .probe_id = PTRACE_PROBE_XDP,
 			      .direction = PTRACE_DIRECTION_INGRESS,
 			      .verdict = XDP_PASS,
-			      .flags = PTRACE_EVENT_VERDICT};
+			      .flags = PTRACE_EVENT_VERDICT | PTRACE_EVENT_XDP};
 	struct copy copy = {.record = record, .room = room};
 	struct xdp_buff *xdp = (struct xdp_buff *)ctx;
 
@@ -44,6 +44,7 @@ static __noinline int fill_xdp(struct ptrace_event *record, struct xdp_md *ctx, 
 	record->skb_address = (__u64)xdp;
 	/* The buffer the skb will be built on, and veth's was: what joins this packet to its skb. */
 	record->head_address = (__u64)READ(xdp, data_hard_start);
+	record->packet_type = PTRACE_NO_SKB;
 	record->queue = READ(xdp, rxq, queue_index);
 	record->packet_length = view->length;
 	record->data_length = view->nonlinear;

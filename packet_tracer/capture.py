@@ -18,12 +18,14 @@ from packet_tracer.bpf.maps.stacks import StackTrace
 from packet_tracer.bpf.ring import RingBuffer
 from packet_tracer.errors import NotSupportedError, UsageError
 from packet_tracer.events import Context, Event, EventBatch
+from packet_tracer.events._layout import ProbeId
 from packet_tracer.filter import Filter
 from packet_tracer.filter import compile as compile_filter
 from packet_tracer.filter.predicates import Predicates
 from packet_tracer.probes.catalogue import PATH, Probe, probe_names, select
 from packet_tracer.probes.function_backends import may_trace_functions
 from packet_tracer.probes.function_probes import Backend, number
+from packet_tracer.probes.program_probes import choose_programs, number_programs
 from packet_tracer.probes.scope import Scope, texts
 from packet_tracer.probes.session import ProbeSession
 from packet_tracer.probes.setup import Counters, KernelSetup, Tracking, clock_offset_ns
@@ -57,8 +59,10 @@ class Tracer:
       namespaces, interfaces and mark are the arguments of these names.)
     - ``functions``: kernel functions that handle packets, as globs, ``/regular expressions/`` or
       ``module:NAME`` (``"*"``: all of them), but none that ``exclude`` names; ``backend`` forces one of
-      ``fentry``, ``kprobe-multi``, ``kprobe``; ``returns`` adds return values. With functions no probes are
-      the default.
+      ``fentry``, ``kprobe-multi``, ``kprobe``; ``returns`` adds return values.
+    - ``trace_programs``: BPF programs of others: ``"xdp"`` or ``"tc"`` (all of a kind), an id, or a glob over
+      names. Each has two events a packet, at its entry and, with the verdict, at its exit. With functions or
+      programs no probes are the default.
     - ``follow``: show what matched the filter once from then on, whatever becomes of its headers (default:
       with a filter, where the identity of packets is exact). ``stacks``: take kernel stacks.
     - ``snaplen``: bytes kept of each packet, up to 9216. ``ring_bytes``: memory of all ring buffers together.
@@ -83,6 +87,7 @@ class Tracer:
         exclude: str | Iterable[str] = (),
         backend: Backend | None = None,
         returns: bool = False,
+        trace_programs: str | Iterable[str] = (),
         follow: bool | None = None,
         stacks: bool = False,
         snaplen: int = DEFAULT_SNAPLEN,
@@ -90,13 +95,16 @@ class Tracer:
         count_rejected: bool = False,
     ) -> None:
         self.functions = number(choose(texts(functions), texts(exclude), path=profile == PATH))
+        first = ProbeId.FUNCTION + 2 * len(self.functions)
+        self.programs = number_programs(choose_programs(texts(trace_programs)), first)
         chosen = texts(probes)
+        inside = bool(self.functions or self.programs)
         #: Nothing was chosen: start() adds the functions of ``path`` where they can be had.
-        self._adds_path = not (self.functions or chosen or profile) and not (
+        self._adds_path = not (inside or chosen or profile) and not (
             predicates and predicates.drop_reasons  # functions drop nothing
         )
         self.probes: tuple[Probe, ...] = (
-            () if self.functions and not chosen and profile is None else select(chosen, profile)
+            () if inside and not chosen and profile is None else select(chosen, profile)
         )
         scope = Scope.resolve(netns, interface)
         for probe in self.probes:
@@ -117,7 +125,8 @@ class Tracer:
             functions=self.functions,
             backend=backend,
             returns=returns,
-            follow=bool(self.functions) and filter is not None if follow is None else follow,
+            programs=self.programs,
+            follow=inside and filter is not None if follow is None else follow,
             stacks=stacks,
         )
         self._follows_path = filter is not None if follow is None else follow
@@ -329,6 +338,8 @@ class Tracer:
         names = {probe.probe_id: probe.name for probe in self.functions}
         if self._setup.returns:
             names |= {probe.probe_id + 1: f"{probe.name} returns" for probe in self.functions}
+        for traced in self.programs:
+            names |= {traced.probe_id: traced.name, traced.probe_id + 1: f"{traced.name} returns"}
         return names
 
     def _probe_names(self) -> dict[int, str]:
@@ -346,7 +357,7 @@ class Tracer:
 
     @property
     def skipped(self) -> Mapping[str, str]:
-        """Functions that were chosen but can't be traced here, with the reason of each."""
+        """Functions and BPF programs that were chosen but can't be traced here, with the reason of each."""
         return self._session.skipped if self._session is not None else {}
 
     def stack(self, stack_id: int) -> tuple[str, ...]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from packet_tracer.events import Context, Event, Hook, names
+from packet_tracer.events import Context, Event, names
 from packet_tracer.events import flags as bits
 from packet_tracer.events.records import Selection
 from packet_tracer.probes.stages import stage_of
 
-_XDP = int(Hook.XDP)
 #: IP in IP, GRE, ESP, L2TP, MPLS: by IP protocol (IANA).
 _TUNNELS = {4, 41, 47, 50, 115, 137}
 #: VXLAN (RFC 7348 and Linux's own), Geneve, GUE, GRE in UDP: by UDP destination port.
@@ -133,7 +132,7 @@ class Changes:
             seen.link = now
         # TCP keeps something else in its place (reserved_tailroom) until the packet is given to a device, and
         # in the copy that it holds on to.
-        if event.hook != _XDP and event.ifindex and stage_of(event.probe) not in ("freed", "dropped"):
+        if not event.flags & bits.XDP and event.ifindex and stage_of(event.probe) not in ("freed", "dropped"):
             if seen.mark is not None and seen.mark != now.mark:
                 changes.append(Change("mark", f"{seen.mark:#x}", f"{now.mark:#x}"))
             seen.mark = now.mark

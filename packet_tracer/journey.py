@@ -35,10 +35,9 @@ IDLE_NS = 2_000_000_000
 
 #: How often a capture in which nothing happens is looked at for journeys that are over, in seconds.
 _TICK = 0.1
-_SEEN = Selection(
-    "size", "hook", "probe_id", "timestamp_ns", "packet_id", "skb_address", "flags", "parent_id"
-)
-_XDP = int(Hook.XDP)
+_SEEN = Selection("size", "probe_id", "timestamp_ns", "packet_id", "skb_address", "flags", "parent_id")
+#: Verdicts of a traced XDP program that end a packet: the driver takes its buffer back, and nobody tells.
+_XDP_DROPS = ("XDP_DROP", "XDP_ABORTED")
 #: Stages whose event ends an skb; a clone of it may live on.
 _ENDINGS = ("merged", "freed", "dropped")
 #: Its event says that the same bytes go out once more, as another packet; this one may have ended long ago.
@@ -147,6 +146,8 @@ class Journey:
         last = events[-1]
         if self.forgotten:
             return End(EndKind.FORGOTTEN, last)
+        if last.hook == Hook.PROGRAM_RETURN and last.verdict in _XDP_DROPS:
+            return End(EndKind.DROPPED, last, None, last.verdict, last.probe.removesuffix(" returns"))
         before, ending = last, []
         for before in reversed(events):
             if stage_of(before.probe) not in _ENDINGS:
@@ -220,7 +221,7 @@ class Journeys:
         over: list[Journey] = []
         timestamp_ns = 0
         for at in batch.records.offsets:
-            size, hook, probe_id, timestamp_ns, packet_id, skb, flags, parent_id = unpack(data, at)
+            size, probe_id, timestamp_ns, packet_id, skb, flags, parent_id = unpack(data, at)
             journey = under_way.pop(packet_id, None) or ended.pop(packet_id, None)
             if journey is None:
                 journey = self._begin(packet_id, context, first=bool(flags & bits.FIRST_SIGHT))
@@ -233,7 +234,7 @@ class Journeys:
             living = journey._living
             if probe_id in endings:
                 living.discard(skb)
-            elif hook != _XDP:
+            elif not flags & bits.XDP:
                 living.add(skb)
             if not packet_id:  # without an id it stands for itself
                 over.append(self._give(journey))

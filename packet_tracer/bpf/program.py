@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,6 +142,22 @@ class Program(Descriptor):
             attach_btf_id=info.attach_btf_id,
             attach_btf_object_id=info.attach_btf_obj_id,
         )
+
+    def main_function(self) -> int:
+        """Return the type id of the program's own function in the BTF that ``info().btf_id`` names.
+
+        0 where it was loaded without a description of its functions. The subprograms' follow it.
+        """
+        first = self._raw_info()
+        if not first.nr_func_info:
+            return 0
+        info, size = ffi.new("struct bpf_prog_info *"), first.func_info_rec_size
+        records = ffi.new("char[]", size)
+        info.func_info_rec_size, info.nr_func_info = size, 1
+        info.func_info = int(ffi.cast("uintptr_t", records))
+        self._raw_info(info)
+        _offset, type_id = struct.unpack_from("=II", ffi.buffer(records))
+        return int(type_id) if info.nr_func_info else 0
 
     def test_run(
         self,

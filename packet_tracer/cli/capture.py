@@ -165,6 +165,15 @@ def capture(
     returns: Annotated[
         bool, typer.Option("--returns", help="What functions return, too, and the time spent in them.")
     ] = False,
+    trace_programs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trace-programs",
+            metavar="xdp|tc|ID|NAME",
+            help="BPF programs of others, at entry and, with their verdict, at exit: all XDP or tc programs, "
+            "one by id, or by name or glob, see `ptrace probes --programs`. Repeatable.",
+        ),
+    ] = None,
     stack: Annotated[
         bool, typer.Option("--stack", help="The kernel's stack at each event, innermost function first.")
     ] = False,
@@ -174,7 +183,7 @@ def capture(
             "--follow/--no-follow",
             show_default=False,
             help="Show a packet that matched once whatever becomes of it. "
-            "Default: with functions and a filter.",
+            "Default: with functions or BPF programs and a filter.",
         ),
     ] = None,
     journeys: Annotated[
@@ -239,6 +248,7 @@ def capture(
     ptrace capture --profile drops         what is dropped anywhere, and why
     ptrace capture --netns web --probe 'netfilter:*' -c 100 tcp port 443
     ptrace capture --functions 'ip_*' icmp   every step through these functions
+    ptrace capture --trace-programs xdp      what each XDP program says to each packet
     ptrace capture --journeys host 192.0.2.1   the whole way of each packet
     ptrace capture -w trace.jsonl --duration 10s
     """
@@ -291,6 +301,7 @@ def capture(
         exclude=exclude or (),
         backend=backend.value if backend else None,
         returns=returns,
+        trace_programs=trace_programs or (),
         follow=follow,
         stacks=stack,
         snaplen=kept,

@@ -134,16 +134,25 @@ class Capture:
             for note in self._tracer.notes:
                 log.info("attached", how=note)
             for name, reason in self._tracer.skipped.items():
-                log.info("left out", function=name, reason=reason)
-        functions = len(self._tracer.functions) - len(self._tracer.skipped)
+                log.info("left out", name=name, reason=reason)
+        skipped = self._tracer.skipped
+        functions = sum(function.name not in skipped for function in self._tracer.functions)
+        programs = sum(program.name not in skipped for program in self._tracer.programs)
         many = functions > _MANY_FUNCTIONS
         if not self._quiet and (many or not self._status.enabled):
             count = len(self._tracer.probes)
             what = [counted(count, "probe")] * bool(count)
             # With its backend: "1698 functions by kprobe-multi, 25 left out".
-            what += [note for note in self._tracer.notes if " functions by " in note]
+            what += [
+                note for note in self._tracer.notes if " functions by " in note or " BPF programs, " in note
+            ]
             cost = "; so many slow the host's network down" if many else ""
-            say(f"tracing with {' and '.join(what)}{cost}, ctrl-C ends it", probes=count, functions=functions)
+            say(
+                f"tracing with {' and '.join(what)}{cost}, ctrl-C ends it",
+                probes=count,
+                functions=functions,
+                programs=programs,
+            )
 
     def _show(self) -> None:
         if not self._status.enabled:

@@ -35,12 +35,23 @@ def probes(
             help="List kernel functions that handle packets. PATTERN may be a /regex/ or module:NAME too.",
         ),
     ] = False,
+    programs: Annotated[
+        bool,
+        typer.Option("--programs", help="List the BPF programs of others that --trace-programs can trace."),
+    ] = False,
     output: FormatOption = Format.TEXT,
 ) -> None:
     """List the probes: where each sits, whether this kernel has it, and if not, why.
 
     Needs root to find out, by trying.
     """
+    if functions and programs:
+        raise UsageError("--functions and --programs are two listings: ask for one")
+    if programs:
+        from packet_tracer.cli.programs import list_programs
+
+        list_programs(pattern, as_json=output == Format.JSON)
+        return
     if functions:
         from packet_tracer.cli.functions import list_functions
 

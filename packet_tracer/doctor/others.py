@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 from packet_tracer.bpf._libbpf import ffi, lib
 from packet_tracer.bpf.enums import LinkType, ProgramType, name_of
-from packet_tracer.bpf.library import CData
+from packet_tracer.bpf.loaded import ids
 from packet_tracer.bpf.program import Program
 from packet_tracer.doctor.finding import Finding, Section
-from packet_tracer.errors import BpfError, error_text
+from packet_tracer.errors import BpfError
 
 #: Types of programs that watch the kernel or handle packets, which a tracer may meet.
 _RELATED = frozenset(
@@ -45,20 +44,8 @@ def _count(name: str, types: Callable[[], Iterator[str]]) -> Finding:
     return Finding(name, words or "none that trace or handle packets", fields={"counts": dict(counted)})
 
 
-def _ids(next_id: Callable[[int, CData], int]) -> Iterator[int]:
-    last, found = 0, ffi.new("__u32 *")
-    while True:
-        result = next_id(last, found)
-        if result == -errno.ENOENT:  # that was the last
-            return
-        if result < 0:
-            raise BpfError(f"listing needs CAP_SYS_ADMIN: {error_text(-result)}", errno=-result)
-        last = found[0]
-        yield last
-
-
 def _program_types() -> Iterator[str]:
-    for identifier in _ids(lib.bpf_prog_get_next_id):
+    for identifier in ids(lib.bpf_prog_get_next_id):
         try:
             with Program.from_id(identifier) as program:
                 if program.type in _RELATED:
@@ -68,7 +55,7 @@ def _program_types() -> Iterator[str]:
 
 
 def _link_types() -> Iterator[str]:
-    for identifier in _ids(lib.bpf_link_get_next_id):
+    for identifier in ids(lib.bpf_link_get_next_id):
         fd = lib.bpf_link_get_fd_by_id(identifier)
         if fd < 0:
             continue

@@ -69,6 +69,7 @@ _PACKET = Selection(
 _tgid = unpacker("tgid")
 _comm = unpacker("comm")
 _mark = unpacker("mark")
+_packet_type = unpacker("packet_type")
 _direction = unpacker("direction")
 _drop_reason = unpacker("drop_reason")
 _location = unpacker("location")
@@ -234,7 +235,7 @@ class Event:
     @property
     def mark(self) -> int | None:
         """The packet's mark; None at XDP, where there is none yet."""
-        return None if self._hook == Hook.XDP else int(_mark(self.record))
+        return None if _packet_type(self.record) == names.NO_SKB else int(_mark(self.record))
 
     @property
     def direction(self) -> str | None:
@@ -261,7 +262,7 @@ class Event:
         """The verdict by name: ``XDP_PASS``, ``TC_ACT_SHOT``, ``NF_DROP``, ``NETDEV_TX_OK``; None without."""
         if not self.flags & bits.VERDICT:
             return None
-        return names.verdict_name(self._hook, _verdict(self.record))
+        return names.verdict_name(self._hook, _verdict(self.record), xdp=bool(self.flags & bits.XDP))
 
     @property
     def return_value(self) -> int | None:

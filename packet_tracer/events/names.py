@@ -111,6 +111,9 @@ PACKET_TYPES = {
     7: "kernel",
 }
 
+#: The packet type of a packet that has no skb yet: PTRACE_NO_SKB in bpf_src/records.h
+NO_SKB = 0xFF
+
 #: linux/skbuff.h, CHECKSUM_*
 CHECKSUMS = {0: "none", 1: "unnecessary", 2: "complete", 3: "partial"}
 
@@ -150,14 +153,15 @@ _ICMP = {
 _TCP_FLAGS = "FSRP.UEW"  # from bit 0 on; as tcpdump writes them
 
 
-def verdict_name(hook: int, verdict: int) -> str:
+def verdict_name(hook: int, verdict: int, *, xdp: bool = False) -> str:
     """Return a verdict's name as its hook means it: ``XDP_PASS``, ``TC_ACT_SHOT``, ``NF_DROP``.
 
-    A number without a name there is returned in digits.
+    ``xdp``: the packet had no skb yet, so a traced BPF program was one of XDP, else of tc. A number without
+    a name there is returned in digits.
     """
-    if hook == Hook.XDP:
+    if hook == Hook.XDP or (hook == Hook.PROGRAM_RETURN and xdp):
         names = XDP_ACTIONS
-    elif hook == Hook.TC:
+    elif hook in (Hook.TC, Hook.PROGRAM_RETURN):
         names = TC_ACTIONS
     elif hook == Hook.NETFILTER:
         name = NETFILTER_VERDICTS.get(verdict & 0xFF)

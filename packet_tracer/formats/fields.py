@@ -133,7 +133,7 @@ class Field(NamedTuple):
 
 
 def _has_skb(flow: Flow) -> bool:
-    return flow.hook != _XDP
+    return not flow.flags & bits.XDP
 
 
 def _returns(flow: Flow) -> bool:
@@ -154,7 +154,7 @@ def _has_ip_id(flow: Flow) -> bool:
 
 
 def _if_skb(value: Callable[[Place], Value]) -> PlaceValue:
-    return lambda context, place: None if place.hook == _XDP else value(place)
+    return lambda context, place: None if place.packet_type == names.NO_SKB else value(place)
 
 
 def _if(flag: int, value: Callable[[Flow], Value]) -> FlowValue:
@@ -176,10 +176,11 @@ def _drop_location(context: Context, outcome: Outcome) -> str | None:
 
 
 def _verdict(context: Context, outcome: Outcome) -> str | None:
-    return names.verdict_name(outcome.hook, outcome.verdict) if outcome.flags & bits.VERDICT else None
+    if not outcome.flags & bits.VERDICT:
+        return None
+    return names.verdict_name(outcome.hook, outcome.verdict, xdp=bool(outcome.flags & bits.XDP))
 
 
-_XDP = int(Hook.XDP)
 _RETURNS = (int(Hook.FUNCTION_RETURN), int(Hook.PROGRAM_RETURN))
 _ADDRESSES = bits.IP | bits.ARP
 _INT, _STR, _BOOL = "integer", "string", "boolean"
@@ -353,7 +354,9 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field("drop_location", _STR, "the code that dropped it", outcome=_drop_location),
     Field("verdict", _STR, "`XDP_PASS`, `TC_ACT_SHOT`, `NF_DROP`, `NETDEV_TX_OK`, ...", outcome=_verdict),
-    Field("return_value", _INT, "what a traced function returned", moment="%d", known=_returns),
+    Field(
+        "return_value", _INT, "what a traced function or BPF program returned", moment="%d", known=_returns
+    ),
     Field("duration_ns", _INT, "time inside it, in nanoseconds", moment="%d", known=_returns),
     Field("stack_id", _INT, "id of the kernel stack", moment="%s"),
     Field("link_header", _BOOL, "whether `data` starts with Ethernet", False, flow=_has(bits.LINK_HEADER)),

@@ -38,7 +38,7 @@ from packet_tracer.bpf.targets import open_module
 from packet_tracer.errors import BpfError, NotSupportedError
 from packet_tracer.filter.expression import Filter
 from packet_tracer.filter.patch import Patched, patch
-from packet_tracer.probes.function_probes import Backend, FunctionProbe
+from packet_tracer.probes.function_probes import Backend, FunctionProbe, Way
 from packet_tracer.probes.functions import KERNEL, ArgumentKind
 from packet_tracer.probes.trampolines import Template
 
@@ -46,6 +46,20 @@ from packet_tracer.probes.trampolines import Template
 _FEW = 8
 #: With returns: at entry, to remember the entry, at the return.
 _CLONES_A_FUNCTION = 3
+#: Object of the trampolines' templates for a kind of argument, and what their names begin with.
+_FENTRY = {
+    ArgumentKind.SKB: ("fentry", "function"),
+    ArgumentKind.SKB_POINTER: ("fentry_read", "pointer"),
+    ArgumentKind.XDP_BUFF: ("fentry_read", "buffer"),
+    ArgumentKind.XDP_FRAME: ("fentry_read", "buffer"),
+}
+#: The programs of kprobes, and of kprobe-multi, by how a function's packet is come by.
+_KPROBE: dict[Way, str] = {"skb": "kprobe_entry", "buffer": "kprobe_buffer", "made": "kretprobe_skb"}
+_MULTI: dict[Way, str] = {
+    "skb": "kprobe_multi_entry",
+    "buffer": "kprobe_multi_buffer",
+    "made": "kretprobe_multi_skb",
+}
 #: Registers that arguments lie in which the kprobe programs read.
 _REGISTERS = 6
 #: So many functions are tried first: where they all are refused for one reason, so is the backend.
@@ -150,12 +164,16 @@ class FunctionAttacher:
     # fentry
 
     def _fentry(self, probes: Sequence[FunctionProbe], stack: ExitStack) -> Iterator[Link]:
-        names = ["function_entry", "function_made"]
-        if self.returns:
-            names += ["function_remember", "function_return"]
-        prepared = self.load("fentry", names)
-        templates = {name: Template.of(each, self._patched(each)) for name, each in prepared.items()}
         usable = [probe for probe in probes if self._has_trampoline(probe)]
+        wanted: dict[str, dict[str, None]] = {}
+        for probe in usable:
+            file = _FENTRY[probe.argument.kind][0] if probe.argument else "fentry"
+            wanted.setdefault(file, {}).update(dict.fromkeys(self._clones(probe)))
+        templates = {
+            name: Template.of(each, self._patched(each))
+            for file, names in wanted.items()
+            for name, each in self.load(file, list(names)).items()
+        }
         modules = {probe.function.module for probe in usable} - {KERNEL}
         descriptors: dict[str, int] = {}
         for module in modules:
@@ -176,14 +194,12 @@ class FunctionAttacher:
     def _clones(self, probe: FunctionProbe) -> list[str]:
         if probe.argument is None:
             return ["function_made"]
-        return ["function_entry", *(["function_remember", "function_return"] if self.returns else [])]
+        prefix = _FENTRY[probe.argument.kind][1]
+        return [f"{prefix}_{moment}" for moment in ("entry", *(("remember", "return") * self.returns))]
 
     def _has_trampoline(self, probe: FunctionProbe) -> bool:
-        argument = probe.argument
         if not probe.function.trampoline:
             self.skipped[probe.name] = "its prototype or its namesakes keep a trampoline off"
-        elif argument is not None and argument.kind is not ArgumentKind.SKB:
-            self.skipped[probe.name] = "an sk_buff ** is followed by kprobes only"
         return probe.name not in self.skipped
 
     def _attach_clones(
@@ -220,14 +236,14 @@ class FunctionAttacher:
     # kprobe
 
     def _kprobe(self, probes: Sequence[FunctionProbe], stack: ExitStack) -> Iterator[Link]:
-        prepared = self.load("kprobe", ["kprobe_entry", "kretprobe_skb"])
+        prepared = self.load("kprobe", sorted({_KPROBE[probe.way] for probe in probes}))
         usable = self._in_registers(probes)
         cookies = _has_attach_cookies()
         if not cookies:
             usable = self._tell_by_address(usable)
         shared: dict[str, Program] = {}
         for probe in usable:
-            template = prepared["kretprobe_skb" if probe.argument is None else "kprobe_entry"]
+            template = prepared[_KPROBE[probe.way]]
             try:
                 if probe.argument is None and not cookies:
                     program = self._keep(self._kretprobe_clone(template, probe), stack)
@@ -282,12 +298,12 @@ class FunctionAttacher:
         if reason := links.kprobe_multi_missing():
             what = f"{len(probes)} function{'s' * (len(probes) != 1)}"
             raise AttachError("kprobe-multi", what, errno=errno.EOPNOTSUPP, reason=reason)
-        templates = self.load("kprobe", ["kprobe_multi_entry", "kretprobe_multi_skb"])
+        templates = self.load("kprobe", sorted({_MULTI[probe.way] for probe in probes}))
         usable = self._in_registers(probes)
-        for template, made in (("kprobe_multi_entry", False), ("kretprobe_multi_skb", True)):
-            group = [probe for probe in usable if (probe.argument is None) == made]
+        for way, name in _MULTI.items():
+            group = [probe for probe in usable if probe.way == way]
             if group:
-                yield from self._multi(self._load(templates[template], stack), group, returns=made)
+                yield from self._multi(self._load(templates[name], stack), group, returns=way == "made")
 
     def _multi(self, program: Program, probes: Sequence[FunctionProbe], *, returns: bool) -> Iterator[Link]:
         """Attach to all at once; one that refuses fails all, so it is looked for by halves and left out."""

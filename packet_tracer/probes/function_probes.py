@@ -13,7 +13,15 @@ from packet_tracer.probes.functions import Argument, ArgumentKind, SkbFunction
 Backend = Literal["fentry", "kprobe-multi", "kprobe"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
-_KINDS = {ArgumentKind.SKB: 0, ArgumentKind.SKB_POINTER: 1}
+#: How the packet of a function is come by: it returns an skb, takes an XDP buffer, or takes an skb.
+Way = Literal["made", "buffer", "skb"]
+
+_KINDS = {
+    ArgumentKind.SKB: 0,
+    ArgumentKind.SKB_POINTER: 1,
+    ArgumentKind.XDP_BUFF: 2,
+    ArgumentKind.XDP_FRAME: 3,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +35,14 @@ class FunctionProbe:
     @property
     def argument(self) -> Argument | None:
         """The argument that leads to the packet; None for a function that makes one."""
-        return self.function.argument(*_KINDS)
+        return self.function.packet
+
+    @property
+    def way(self) -> Way:
+        """How its packet is come by."""
+        if self.argument is None:
+            return "made"
+        return "buffer" if self.argument.kind in (ArgumentKind.XDP_BUFF, ArgumentKind.XDP_FRAME) else "skb"
 
     @property
     def cookie(self) -> int:
@@ -39,11 +54,8 @@ class FunctionProbe:
 
 
 def number(functions: Iterable[SkbFunction]) -> tuple[FunctionProbe, ...]:
-    """Give functions probe ids and names: ``name``, or ``name@address`` where several have one name.
-
-    Functions that only take XDP buffers are left out: their packet has no skb yet.
-    """
-    usable = [one for one in functions if one.argument(*_KINDS) or one.returns_skb]
+    """Give functions probe ids and names: ``name``, or ``name@address`` where several have one name."""
+    usable = list(functions)
     if len(usable) > (0xFFFF - ProbeId.FUNCTION) // 2:
         raise UsageError(f"{len(usable)} functions are more than can be numbered")
     names = [one.name for one in usable]

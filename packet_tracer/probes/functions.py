@@ -45,6 +45,13 @@ class ArgumentKind(Enum):
 
 
 _STRUCTS = ("sk_buff", "xdp_buff", "xdp_frame")
+
+#: Functions whose `sk_buff **` or `xdp_buff *` is a place that they fill: on entry it holds what was there
+#: before, another packet perhaps. Drivers' are known by what they are usually called.
+_FILLS = re.compile(
+    r"__skb_try_recv_|prepare_reply$|devlink_(dpipe_send|nl_msg_reply)|xp_alloc_"
+    r"|(fill|prepare|init|build)_(xdp|mxbuf)|_build_xdp_|_swbm_rx_frame$"
+)
 _KINDS = {kind.value: kind for kind in ArgumentKind}
 
 
@@ -82,6 +89,17 @@ class SkbFunction:
     def prototype(self) -> str:
         """The prototype in C, without a semicolon."""
         return self.types.prototype(self.btf_id)
+
+    @property
+    def packet(self) -> Argument | None:
+        """The argument that leads to the packet when the function begins; None for one that makes a packet.
+
+        Where a function takes both, an ``xdp_buff`` may be made of the skb in it, an skb of the
+        ``xdp_frame``.
+        """
+        buffer, frame = self.argument(ArgumentKind.XDP_BUFF), self.argument(ArgumentKind.XDP_FRAME)
+        skb = self.argument(ArgumentKind.SKB, ArgumentKind.SKB_POINTER)
+        return (frame if buffer is None else None) or skb or buffer
 
     def argument(self, *kinds: ArgumentKind) -> Argument | None:
         """Return the first argument of one of the kinds (of any, if none is named), or None."""
@@ -194,7 +212,7 @@ def build_table(tables: dict[str, TypeTable]) -> FunctionTable:
     modules: dict[str, str] = {}
     for module, types in tables.items():
         for function in types.functions(_STRUCTS):
-            if (_arguments(function) or function.returned == "sk_buff") and not _NOISE.match(function.name):
+            if (function.parameters or function.returned == "sk_buff") and not _NOISE.match(function.name):
                 key = function_key(function.name, module)
                 described.setdefault(key, []).append(function)
                 modules[key] = module
@@ -208,6 +226,9 @@ def build_table(tables: dict[str, TypeTable]) -> FunctionTable:
         known = [address for address in addresses.get(key, []) if address not in gone]
         if reason := _refusal(key, candidates, known, traceable.counts, hidden=not addresses):
             left_out[key] = reason
+            continue
+        if not _arguments(candidates[0]) and candidates[0].returned != "sk_buff":
+            left_out[key] = "it has no packet when it begins, or a list of them"
             continue
         if traceable.counts and traceable.counts[key] < len(known):
             known = at_patch_sites(known) or known
@@ -254,7 +275,10 @@ def _refusal(
 
 
 def _arguments(function: FunctionType) -> tuple[Argument, ...]:
-    return tuple(_each_argument(function.parameters))
+    found = tuple(_each_argument(function.parameters))
+    if not _FILLS.search(function.name):
+        return found
+    return tuple(one for one in found if one.kind in (ArgumentKind.SKB, ArgumentKind.XDP_FRAME))
 
 
 def _each_argument(parameters: Iterable[Parameter]) -> Iterator[Argument]:

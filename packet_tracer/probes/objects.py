@@ -21,6 +21,7 @@ _SHARED_MAPS = (
     "rings",
     "counters",
     "packets",
+    "released",
     "tracking",
     "stacks",
     "addresses4",
@@ -104,7 +105,9 @@ class CaptureObjects:
                 opened.maps[name].max_entries = entries
         if "rings" not in self.maps:
             opened.maps["rings"].max_entries = possible_cpus()
-            opened.maps["counters"].max_entries = ProbeId.FUNCTION + 2 * len(self.setup.functions)
+            opened.maps["counters"].max_entries = ProbeId.FUNCTION + 2 * (
+                len(self.setup.functions) + len(self.setup.programs)
+            )
         if "function_cookies" in opened.maps and "function_cookies" not in self.maps:
             opened.maps["function_cookies"].max_entries = max(len(self.setup.functions), 1)
         if "stacks" in opened.maps and "stacks" not in self.maps and not self.setup.stacks:

@@ -28,6 +28,7 @@ from packet_tracer.probes.catalogue import PROBES, Probe
 from packet_tracer.probes.function_backends import FunctionAttacher
 from packet_tracer.probes.memory import UNKNOWN, page_mapping
 from packet_tracer.probes.objects import IDENTITY, CaptureObjects
+from packet_tracer.probes.program_probes import ProgramAttacher
 from packet_tracer.probes.setup import Counters, KernelSetup, Tracking
 
 _END_PROBES = (ProbeId.KFREE_SKB, ProbeId.CONSUME_SKB)
@@ -40,13 +41,14 @@ _SMALL_SNAPLEN = 128
 _BUFFER_ENDS = ("skb_free_head", "skb_release_data")
 _BUFFER_BIRTHS = ("alloc_skb", "netdev_alloc_skb", "napi_alloc_skb")
 _NEEDED = ("kfree_skb_partial", "pskb_expand_head_before", "pskb_expand_head_after")
+#: Where an xdp_frame becomes an skb: as on most kernels, and as on older ones.
+_FRAME_TO_SKB = ("build_skb_from_frame", "build_skb")
 _REFINEMENTS = (
-    "napi_skb_free_stolen_head",
-    "skb_pp_cow_data_before",
-    "skb_pp_cow_data_after",
+    "skb_copy_header",
     "skb_copy",
     "pskb_copy",
     "skb_copy_expand",
+    "napi_skb_free_stolen_head",
     "skb_segment",
     "ip_frag_next",
     "ip6_frag_next",
@@ -84,6 +86,7 @@ class ProbeSession:
         self._functions = FunctionAttacher(
             self._prepare_with_walk, self._objects.maps, setup.filter, setup.returns
         )
+        self._programs = ProgramAttacher(self._prepare_with_walk, setup.filter)
 
     @property
     def rings(self) -> list[RawMap]:
@@ -102,12 +105,12 @@ class ProbeSession:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Functions that were left out, with the reason."""
-        return self._functions.skipped
+        """Functions and BPF programs that were left out, with the reason."""
+        return self._functions.skipped | self._programs.skipped
 
     def __enter__(self) -> ProbeSession:
         try:
-            if self.setup.functions:
+            if self.setup.functions or self.setup.programs:
                 self._watch_identity()
             self._load()
             self._attach()
@@ -139,7 +142,9 @@ class ProbeSession:
         """
         try:
             prepared = self._objects.prepare(
-                IDENTITY, (*_BUFFER_ENDS, *_BUFFER_BIRTHS, *_NEEDED, *_REFINEMENTS), UNKNOWN
+                IDENTITY,
+                (*_BUFFER_ENDS, *_BUFFER_BIRTHS, *_NEEDED, *_FRAME_TO_SKB, *_REFINEMENTS),
+                UNKNOWN,
             )
         except BpfError:
             return
@@ -152,6 +157,7 @@ class ProbeSession:
         self._objects.exact_identity = self._watch_all(prepared, _NEEDED)
         if self._objects.exact_identity:
             self._watch_all(prepared, _REFINEMENTS)
+            any(self._watch(prepared[name]) for name in _FRAME_TO_SKB)
 
     def _watch_all(self, prepared: dict[str, PreparedProgram], names: Sequence[str]) -> bool:
         return sum(self._watch(prepared[name]) for name in names) == len(names)
@@ -191,8 +197,9 @@ class ProbeSession:
         sake.
         """
         chosen = list(self.setup.probes)
+        of_functions = self.setup.functions or self.setup.programs
         if self.exact_identity or (
-            not self.setup.functions and all(probe.probe_id in _END_PROBES for probe in chosen)
+            not of_functions and all(probe.probe_id in _END_PROBES for probe in chosen)
         ):
             return chosen
         missing = [probe for probe in PROBES if probe.probe_id in _END_PROBES and probe not in chosen]
@@ -251,8 +258,13 @@ class ProbeSession:
         if self.setup.functions:
             attached = self._functions.attach(self.setup.functions, self.setup.backend, self._stack)
             self.links.extend(attached)
-            count = len(self.setup.functions) - len(self.skipped)
-            self.notes.append(f"{count} functions by {self._functions.backend}, {len(self.skipped)} left out")
+            count = len(self.setup.functions) - len(self._functions.skipped)
+            left_out = len(self._functions.skipped)
+            self.notes.append(f"{count} functions by {self._functions.backend}, {left_out} left out")
+        if self.setup.programs:
+            self.links.extend(self._programs.attach(self.setup.programs, self._stack))
+            left_out = len(self._programs.skipped)
+            self.notes.append(f"{len(self.setup.programs) - left_out} BPF programs, {left_out} left out")
 
     def _attach_program(self, probe: Probe, program: Program) -> Iterable[Link]:
         if probe.hook == Hook.TRACEPOINT:
@@ -292,6 +304,10 @@ class ProbeSession:
             found[function.probe_id] = self._read_counters(function.probe_id)
             if self.setup.returns:
                 found[function.probe_id + 1] = self._read_counters(function.probe_id + 1)
+        for traced in self.setup.programs:
+            for probe_id in (traced.probe_id, traced.probe_id + 1):
+                missed = self._programs.missed(probe_id)
+                found[probe_id] = replace(self._read_counters(probe_id), missed=missed)
         return found
 
     def tracking(self) -> Tracking:

@@ -14,6 +14,7 @@ from packet_tracer.filter.expression import Filter
 from packet_tracer.netns import Netns
 from packet_tracer.probes.catalogue import Probe
 from packet_tracer.probes.function_probes import Backend, FunctionProbe
+from packet_tracer.probes.program_probes import ProgramProbe
 
 _SMALLEST_RING = 1 << 16
 
@@ -33,7 +34,8 @@ class KernelSetup:
 
     ``rodata`` holds the filters' variables, ``filter`` is the packet filter, ``addresses`` the prefixes that
     packets are limited to. ``functions`` are traced by ``backend`` (None: the best that works), with their
-    returns if ``returns``; ``stacks`` takes kernel stacks; ``follow`` shows what matched once from then on.
+    returns if ``returns``; ``programs`` are BPF programs of others, traced at entry and exit. ``stacks``
+    takes kernel stacks; ``follow`` shows what matched once from then on.
     """
 
     probes: tuple[Probe, ...]
@@ -48,6 +50,7 @@ class KernelSetup:
     functions: tuple[FunctionProbe, ...] = ()
     backend: Backend | None = None
     returns: bool = False
+    programs: tuple[ProgramProbe, ...] = ()
     stacks: bool = False
     follow: bool = False
 

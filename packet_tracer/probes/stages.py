@@ -20,14 +20,21 @@ from packet_tracer.probes.functions import ArgumentKind, FunctionTable, SkbFunct
 #: In the order in which a packet meets them: in, through, to a socket; out of a socket, out; its end.
 STAGES: Mapping[str, tuple[str, ...]] = {
     "driver in": ("napi_gro_receive_entry", "netif_rx", "enqueue_to_backlog"),
-    "XDP": ("xdp", "do_xdp_generic", "netif_receive_generic_xdp", "bpf_prog_run_generic_xdp"),
+    "XDP": ("xdp", "xdp:*", "do_xdp_generic", "netif_receive_generic_xdp", "bpf_prog_run_generic_xdp"),
     "GRO": ("napi_gro_receive", "gro_receive_skb", "skb_gro_receive"),
     "device in": ("netif_receive_skb",),
     "TC in": ("tc:ingress", "tcf_classify_ingress"),
-    "TC": ("tcf_classify",),
+    "TC": ("tcf_classify", "tc:*#*"),
     "redirect": ("skb_do_redirect", "__dev_forward_skb", "__dev_forward_skb2"),
     "bridge": ("br_handle_frame_finish", "br_pass_frame_up", "br_flood", "__br_forward", "br_dev_xmit"),
-    "prerouting": ("ip_rcv", "ipv6_rcv", "arp_rcv", "netfilter:*:prerouting"),
+    "prerouting": (
+        "ip_rcv_core",
+        "ip_rcv",
+        "ip6_rcv_core",
+        "ipv6_rcv",
+        "arp_rcv",
+        "netfilter:*:prerouting",
+    ),
     "reassembly": ("ip_defrag", "ipv6_frag_rcv", "nf_ct_frag6_gather"),
     "NAT": ("nf_nat_manip_pkt", "nf_nat_ipv4_manip_pkt", "nf_nat_ipv6_manip_pkt"),
     "routing": ("ip_route_input_noref", "ip6_route_input"),
@@ -77,6 +84,10 @@ STAGES: Mapping[str, tuple[str, ...]] = {
 #: Seen through the tracepoint of their stage already: hooks that ``path`` does without.
 _WITH_TRACEPOINT = {"dev_hard_start_xmit", "kfree_skb_reason", "sk_skb_reason_drop"}
 
+#: Not needed where there is the other, which all packets pass: a driver with NAPI and GRO, or veth with an
+#: XDP program, hands over a list of them, and that goes by ip_list_rcv() and ipv6_list_rcv().
+_WITH_OTHER = {"ip_rcv": "ip_rcv_core", "ipv6_rcv": "ip6_rcv_core"}
+
 _CATALOGUE = {probe.name for probe in PROBES}
 _BY_NAME = {name: stage for stage, names in STAGES.items() for name in names if "*" not in name}
 _BY_GLOB = {name: stage for stage, names in STAGES.items() for name in names if "*" in name}
@@ -106,7 +117,9 @@ def path_functions(table: FunctionTable) -> list[SkbFunction]:
     found = [
         function
         for name in _BY_NAME
-        if name not in _CATALOGUE and name not in _WITH_TRACEPOINT
+        if name not in _CATALOGUE
+        and name not in _WITH_TRACEPOINT
+        and not by_name.get(_WITH_OTHER.get(name, ""))
         for function in by_name.get(name, ())
     ]
     if not found:

@@ -54,7 +54,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A program of bpf_src/fentry.bpf.c with the filter in it, of which each function gets a clone.
+    """A program of bpf_src/ with the filter in it, of which each function (or BPF program) gets a clone.
 
     ``arguments`` and ``returns`` are the places in ``code.instructions`` of the offsets that differ.
     """
@@ -74,6 +74,13 @@ class Template:
                 if offset in places:
                     places[offset].append(at + 2)
         return Template(program, code, tuple(places[_ARGUMENT_OFFSET]), tuple(places[_RETURN_OFFSET]))
+
+    def with_return_at(self, words: int) -> bytes:
+        """Return the code for what hands over the return value behind so many words of arguments."""
+        instructions = bytearray(self.code.instructions)
+        for at in self.returns:
+            _OFFSET.pack_into(instructions, at, 8 * words)
+        return bytes(instructions)
 
     def load(self, probe: FunctionProbe, *, module_fd: int | None) -> Program:
         """Load the clone of a function: of a module by its BTF's descriptor, None for the kernel's own."""

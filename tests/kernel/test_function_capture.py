@@ -6,11 +6,13 @@ import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import pytest
 
 from packet_tracer import lab
+from packet_tracer.bpf import link as links
 from packet_tracer.bpf.btf import Btf, Kind
 from packet_tracer.capture import Tracer
 from packet_tracer.errors import NotSupportedError, UsageError
@@ -18,6 +20,7 @@ from packet_tracer.events import Event
 from packet_tracer.events._layout import Hook
 from packet_tracer.lab import Lab, Node
 from packet_tracer.lab.commands import run
+from packet_tracer.netns import entered
 from packet_tracer.probes.function_backends import FunctionAttacher, may_trace_functions
 from packet_tracer.probes.function_probes import BACKENDS, Backend, number
 from packet_tracer.probes.functions import FunctionTable
@@ -25,8 +28,15 @@ from packet_tracer.probes.session import ProbeSession
 from packet_tracer.probes.setup import KernelSetup
 from packet_tracer.probes.stages import stage_of
 from tests.kernel.capturing import trace, udp_socket
+from tests.kernel.loading import load
 
 COUNT = 3
+REDIRECTED = 7104  # tests/bpf/traced.bpf.c
+
+
+def helpers() -> set[str]:
+    """The BPF helpers that this kernel has."""
+    return {name.removeprefix("BPF_FUNC_") for name in Btf.vmlinux().enum("bpf_func_id")}
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +96,13 @@ def test_returned_skb(network: Lab, backend: Backend) -> None:
 
 
 def test_pointer_to_skb(network: Lab, backend: Backend) -> None:
-    """vlan_do_receive() takes a `struct sk_buff **`; where the backend can't, it says so."""
+    """vlan_do_receive() takes a `struct sk_buff **`; a trampoline hands it over since Linux 5.17."""
     try:
         tracer = Tracer(netns=network.router.name, functions="vlan_do_receive", backend=backend)
     except UsageError as error:
         pytest.skip(f"no VLAN devices: {error}")
-    if backend == "fentry":
-        with pytest.raises(NotSupportedError, match=r"sk_buff \*\*"):
+    if backend == "fentry" and "get_func_arg" not in helpers():
+        with pytest.raises(NotSupportedError, match=r"fentry: .*vlan_do_receive"):
             tracer.start()
         return
     try:
@@ -101,6 +111,69 @@ def test_pointer_to_skb(network: Lab, backend: Backend) -> None:
         pytest.skip(str(error))
     assert [event.packet.destination_port for event in events] == [7] * COUNT
     assert {event.packet.vlan and event.packet.vlan.id for event in events} == {77}
+
+
+@contextmanager
+def redirecting(network: Lab) -> Iterator[None]:
+    """By XDP the router sends UDP datagrams to a port to its other link, where the receiver has XDP too."""
+    with ExitStack() as stack:
+        target = network.router.ifindex("r1")
+        loaded = stack.enter_context(load("traced", ["traced_xdp", "traced_untyped"], target_ifindex=target))
+        for node, interface, name in (
+            (network.router, "r0", "traced_xdp"),
+            (network.server, "s0", "traced_untyped"),
+        ):
+            with entered(node.netns):
+                program = loaded.programs[name]
+                stack.enter_context(links.attach_xdp(program, node.ifindex(interface), mode="native"))
+        yield
+
+
+def redirected(network: Lab) -> None:
+    with udp_socket(network.client, (network.route.server_addresses[4], REDIRECTED)) as sender:
+        for _ in range(COUNT):
+            sender.send(b"redirected")
+            time.sleep(0.002)
+
+
+def test_xdp_buffers(network: Lab, backend: Backend) -> None:
+    """xdp_do_redirect() takes an xdp_buff, dev_xdp_enqueue() the frame made of it (a buff before 5.18)."""
+    with redirecting(network):
+        events = traced(
+            network.router,
+            ["xdp_do_redirect", "dev_xdp_enqueue"],
+            lambda: redirected(network),
+            backend=backend,
+            filter=f"udp dst port {REDIRECTED}",
+            snaplen=64,
+        )
+    seen = Counter(event.probe for event in events)
+    assert seen == {"xdp_do_redirect": COUNT, "dev_xdp_enqueue": COUNT}
+    for event in events:
+        assert event.hook == Hook.FUNCTION
+        assert (event.netns.inode, event.interface) == (network.router.netns.inode, "r0")
+        assert (event.length, event.packet.destination_port) == (14 + 20 + 8 + 10, REDIRECTED)
+        assert event.data.endswith(b"redirected")
+        assert event.mark is None
+    ids = [event.packet_id for event in events if event.probe == "xdp_do_redirect"]
+    assert len(set(ids)) == COUNT
+    assert [event.packet_id for event in events if event.probe == "dev_xdp_enqueue"] == ids
+
+
+@pytest.mark.requires("fentry")
+def test_returns_of_functions_that_take_xdp_buffers(network: Lab) -> None:
+    with redirecting(network):
+        events = traced(
+            network.router,
+            ["xdp_do_redirect"],
+            lambda: redirected(network),
+            filter=f"udp dst port {REDIRECTED}",
+            returns=True,
+        )
+    assert [event.probe for event in events] == ["xdp_do_redirect", "xdp_do_redirect returns"] * COUNT
+    for event in events[1::2]:
+        assert (event.return_value, event.packet.destination_port) == (0, REDIRECTED)
+        assert event.duration_ns
 
 
 @pytest.mark.requires("fentry")

@@ -20,6 +20,7 @@ SIZES = {
     "char": 1,
     "unsigned char": 1,
     "__u16": 2,
+    "u16": 2,
     "__be16": 2,
     "unsigned short": 2,
     "__u32": 4,
@@ -43,6 +44,10 @@ ALTERNATIVES: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("skb_frag.netmem", "skb_frag.len", "skb_frag.offset"),
         ("bio_vec.bv_page", "bio_vec.bv_len", "bio_vec.bv_offset"),
     ),
+    # All members of an xdp_frame are read as bit-fields are, whatever their size.
+    (("xdp_frame.len", "xdp_frame.headroom"), ("xdp_frame___short.len", "xdp_frame___short.headroom")),
+    # Before multi-buffer XDP nothing reads these: 2e88d4ff0301 and d16697cb6261 (v5.18).
+    (("xdp_buff.flags", "xdp_frame.flags", "skb_shared_info.xdp_frags_size"), ()),
     # Without netfilter links nothing reads these: 84601d6ee68a (v6.4).
     (("bpf_nf_ctx.state", "bpf_nf_ctx.skb"), ()),
     (("nf_hook_state.hook",), ()),

@@ -56,6 +56,8 @@ SYN: dict[str, Any] = {
     "tcp_sequence": 1000,
     "stack_id": -1,
 }
+#: Members of an XDP probe's record: there is no skb yet.
+AT_XDP = {"hook": Hook.XDP, "probe_id": ProbeId.XDP, "flags": FLAGS | EventFlags.XDP, "packet_type": 0xFF}
 SIX = {
     "source": bytes.fromhex("20010db8" + "00" * 11 + "01"),
     "destination": bytes(15) + b"\1",

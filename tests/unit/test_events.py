@@ -139,7 +139,7 @@ def test_tcp_event() -> None:
 
 
 def test_what_is_not_known_is_none_not_zero() -> None:
-    made = event(hook=Hook.XDP, probe_id=ProbeId.XDP)
+    made = event(hook=Hook.XDP, probe_id=ProbeId.XDP, flags=EventFlags.XDP, packet_type=0xFF)
     assert (made.netns, made.interface, made.mark, made.mtu) == (None, None, None, None)
     assert (made.drop_reason, made.drop_location, made.verdict, made.direction) == (None,) * 4
     packet = made.packet
@@ -205,6 +205,15 @@ def test_icmp_fragment_vlan_arp() -> None:
 )
 def test_verdicts(hook: Hook, verdict: int, name: str) -> None:
     assert event(hook=hook, flags=EventFlags.VERDICT, verdict=verdict).verdict == name
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"), [(EventFlags.XDP, "XDP_DROP"), (EventFlags(0), "TC_ACT_RECLASSIFY")]
+)
+def test_verdicts_of_traced_programs(flags: EventFlags, name: str) -> None:
+    """One number, another name: an XDP program's packet has no skb yet."""
+    made = event(hook=Hook.PROGRAM_RETURN, flags=EventFlags.VERDICT | flags, verdict=1, return_value=1)
+    assert (made.verdict, made.return_value) == (name, 1)
 
 
 def test_return_values() -> None:

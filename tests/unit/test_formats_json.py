@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packet_tracer.events import Event, EventBatch, Hook, ProbeId
+from packet_tracer.events import Event, EventBatch, Hook
 from packet_tracer.events._layout import EVENT_FIELDS
 from packet_tracer.events.names import MAPPED_PREFIX
 from packet_tracer.events.records import encode
@@ -18,7 +18,7 @@ from packet_tracer.formats.fields import FIELDS
 from packet_tracer.formats.jsonl import JsonLines
 from packet_tracer.formats.schema import markdown, schema
 from packet_tracer.formats.text import Text
-from tests.unit.format_records import SYN, batch, context
+from tests.unit.format_records import AT_XDP, SYN, batch, context
 
 ROOT = Path(__file__).parents[2]
 
@@ -216,7 +216,7 @@ def test_without_data() -> None:
 
 
 def test_at_xdp_there_is_no_skb() -> None:
-    values = json.loads(JsonLines().format(batch(SYN | {"hook": Hook.XDP, "probe_id": ProbeId.XDP})))
+    values = json.loads(JsonLines().format(batch(SYN | AT_XDP)))
     for key in ("mark", "packet_type", "checksum", "hash", "nonlinear_length", "gso_size", "gso_segments"):
         assert values[key] is None, key
     assert values["queue"] == 0

@@ -258,6 +258,43 @@ class TestTable:
         assert [one.name for one in table.functions] == ["alike"]
         assert set(table.left_out) == {"differs", "with_socket"}
 
+    def test_the_argument_that_holds_the_packet_when_the_function_begins(self, kernel: _Kernel) -> None:
+        blob = Blob()
+        skb, xdp, frame = (blob.pointer(blob.struct(name)) for name in ("sk_buff", "xdp_buff", "xdp_frame"))
+        place = blob.pointer(skb)
+        functions = {
+            "only_buffer": (("xdp", xdp),),
+            "buffer_of_skb": (("xdp", xdp), ("pskb", place)),
+            "skb_of_frame": (("skb", skb), ("frame", frame)),
+            "frame_of_buffer": (("frame", frame), ("xdp", xdp)),
+            "first_skb": (("pskb", place), ("skb", skb)),
+        }
+        for name, parameters in functions.items():
+            blob.function(name, 0, *parameters)
+        kernel.traceable("; ".join(functions))
+        chosen = {one.name: one.packet and one.packet.kind for one in _table(blob).functions}
+        assert chosen == {
+            "only_buffer": ArgumentKind.XDP_BUFF,
+            "buffer_of_skb": ArgumentKind.SKB_POINTER,
+            "skb_of_frame": ArgumentKind.XDP_FRAME,
+            "frame_of_buffer": ArgumentKind.XDP_BUFF,
+            "first_skb": ArgumentKind.SKB_POINTER,
+        }
+
+    def test_what_a_function_fills_is_no_packet_yet(self, kernel: _Kernel) -> None:
+        """On the stack it may hold the packet before, whole and plausible."""
+        blob = Blob()
+        skb = blob.pointer(blob.struct("sk_buff"))
+        xdp = blob.pointer(blob.struct("xdp_buff"))
+        blob.function("prepare_reply", 0, ("skbp", blob.pointer(skb)))
+        blob.function("mlx5e_fill_mxbuf", 0, ("xdp", xdp))
+        blob.function("__skb_try_recv_datagram", skb, ("last", blob.pointer(skb)))
+        kernel.traceable("prepare_reply; mlx5e_fill_mxbuf; __skb_try_recv_datagram")
+        table = _table(blob)
+        (only,) = table.functions
+        assert (only.name, only.packet, only.returns_skb) == ("__skb_try_recv_datagram", None, True)
+        assert set(table.left_out) == {"prepare_reply", "mlx5e_fill_mxbuf"}
+
     def test_modules(self, kernel: _Kernel) -> None:
         blob, skb = _blob("ip_rcv")
         module = Blob(blob)

@@ -13,7 +13,7 @@ from packet_tracer.journey import EndKind, Journey, Journeys
 from tests.unit.format_records import SYN, context
 
 CLIENT, ROUTER, SERVER = 11, 12, 13
-FORWARD, READ, QUEUE, DONE, MERGED, AGAIN = 64, 66, 68, 70, 72, 74
+FORWARD, READ, QUEUE, DONE, MERGED, AGAIN, ENTRY = 64, 66, 68, 70, 72, 74, 76
 FIRST = EventFlags.FIRST_SIGHT | SYN["flags"]
 PART = EventFlags.MERGED | SYN["flags"]
 MS = 1_000_000
@@ -394,7 +394,25 @@ def test_durations() -> None:
     ]
 
 
+def test_a_traced_program_s_drop_is_an_end() -> None:
+    """A driver takes the buffer back, and no skb ends."""
+    xdp = EventFlags.XDP | EventFlags.VERDICT
+    members = (
+        seen(1, ENTRY, hook=Hook.PROGRAM, flags=FIRST | EventFlags.XDP),
+        seen(2, ENTRY + 1, hook=Hook.PROGRAM_RETURN, flags=xdp, verdict=1),
+    )
+    names = replace(NAMES, probes={ENTRY: "xdp:firewall#7", ENTRY + 1: "xdp:firewall#7 returns"})
+    batch = EventBatch.from_bytes(b"".join(encode(**one) for one in members), names)
+    grouped = Journeys()
+    (journey,) = grouped.add(batch) + grouped.finish()
+    assert (journey.end.kind, journey.end.reason) == (EndKind.DROPPED, "XDP_DROP")
+    assert [hop.stage for hop in journey.hops] == ["XDP", "XDP"]
+    assert "DROPPED XDP_DROP at xdp:firewall#7, " in JourneyText().format([journey])
+
+
 def test_hooks_without_an_skb_keep_no_journey_open() -> None:
     grouped = Journeys()
-    grouped.add(records(seen(1, ProbeId.XDP, hook=Hook.XDP, skb_address=77), seen(2, CONSUMED)))
+    grouped.add(
+        records(seen(1, ProbeId.XDP, hook=Hook.XDP, flags=EventFlags.XDP, skb_address=77), seen(2, CONSUMED))
+    )
     assert len(grouped.expire(202 * MS)) == 1

@@ -40,6 +40,9 @@ def test_a_probe_is_in_one_stage_only() -> None:
         ("tcp_v4_rcv returns", "TCP receive"),
         ("ip_rcv@ffffffff81000000", "prerouting"),
         ("kfree_skb", "dropped"),
+        ("xdp:firewall#7 returns", "XDP"),
+        ("tc:shaper#8", "TC"),
+        ("tc:ingress", "TC in"),
         ("ip_options_echo", None),
         ("", None),
     ],
@@ -52,6 +55,11 @@ def test_the_path_is_what_the_kernel_has_of_it_in_its_order() -> None:
     there = table(function("ip_output"), function("ip_rcv"), function("tcp_ack"), function("consume_skb"))
     # tcp_ack is in no stage, and consume_skb is a tracepoint: a function of its name would show it twice.
     assert [found.name for found in path_functions(there)] == ["ip_rcv", "ip_output"]
+
+
+def test_of_two_that_a_packet_passes_the_one_is_taken_that_all_pass() -> None:
+    there = table(function("ip_rcv_core"), function("ip_rcv"), function("ipv6_rcv"))
+    assert [found.name for found in path_functions(there)] == ["ip_rcv_core", "ipv6_rcv"]
 
 
 def test_functions_that_not_every_backend_reaches_are_left_out() -> None:

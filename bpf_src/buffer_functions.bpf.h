@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What the probes of kernel functions that take an xdp_buff or xdp_frame have in common. */
+#ifndef PTRACE_BUFFER_FUNCTIONS_BPF_H
+#define PTRACE_BUFFER_FUNCTIONS_BPF_H
+
+#include "functions.bpf.h"
+#include "xdp_buffer.bpf.h"
+
+/* Returns whether the argument is a packet that passes every filter; its view is then complete. */
+static __always_inline bool argument_passes(struct buffer_view *view, __u64 argument, __u64 cookie,
+					    struct facts *facts)
+{
+	bool found;
+
+	if (COOKIE_KIND(cookie) == ARGUMENT_XDP_FRAME)
+		found = view_frame(view, (struct xdp_frame *)argument, facts);
+	else
+		found = view_buff(view, (struct xdp_buff *)argument);
+	return found && buffer_passes(view, facts);
+}
+
+static __always_inline int trace_buffer(void *ctx, __u64 argument, __u64 cookie)
+{
+	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION, .probe_id = COOKIE_PROBE(cookie)};
+	struct buffer_view view = {};
+
+	if (!argument_passes(&view, argument, cookie, &facts)) {
+		count_rejected(facts.probe_id);
+		return 0;
+	}
+	take_stack(ctx, &facts);
+	emit_buffer(&view, &facts);
+	return 0;
+}
+
+/* Attached beside the entry's program where returns are wanted. */
+static __always_inline int remember_buffer(__u64 argument, __u64 cookie)
+{
+	struct call_key key = function_call(argument, COOKIE_PROBE(cookie));
+	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION, .probe_id = COOKIE_PROBE(cookie)};
+	struct buffer_view view = {};
+	struct call *call;
+
+	if (!argument_passes(&view, argument, cookie, &facts))
+		return 0;
+	settle(&view.packet, &facts);
+	call = begin_call(&facts, &key);
+	if (call && !fill_buffer(&call->event, &view, &facts, ROOM_SMALL))
+		forget_call(&facts, &key);
+	return 0;
+}
+
+#endif

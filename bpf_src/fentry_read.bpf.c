@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Kernel functions by BPF trampolines whose argument leads to a packet that a program may not dereference: an `sk_buff **`, and
+ * an xdp_buff or xdp_frame. Templates, as those of fentry.bpf.c are.
+ */
+#define READ_DIRECT 0
+#include "buffer_functions.bpf.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+__weak __noinline __u64 function_cookie(void)
+{
+	return 0;
+}
+
+/* A context must not be read where the argument is a pointer to a pointer, so by helper: f92c1e183604 (v5.17). */
+static __always_inline __u64 argument_of(void *ctx, __u64 cookie)
+{
+	__u64 argument = 0;
+
+	bpf_get_func_arg(ctx, COOKIE_ARGUMENT(cookie), &argument);
+	return argument;
+}
+
+static __always_inline struct sk_buff *pointed_to(__u64 argument)
+{
+	struct sk_buff *skb = 0;
+
+	bpf_probe_read_kernel(&skb, sizeof(skb), (void *)argument);
+	return skb;
+}
+
+SEC("fentry")
+int pointer_entry(void *ctx)
+{
+	__u64 cookie = function_cookie();
+	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION, .probe_id = COOKIE_PROBE(cookie)};
+
+	return trace_function(ctx, pointed_to(argument_of(ctx, cookie)), &facts);
+}
+
+/* The call is known by the argument: what it points to may be another skb when it returns. */
+SEC("fentry")
+int pointer_remember(void *ctx)
+{
+	__u64 cookie = function_cookie(), argument = argument_of(ctx, cookie);
+
+	return remember_function(argument, pointed_to(argument), COOKIE_PROBE(cookie));
+}
+
+/* The verifier knows the type of an xdp_buff or xdp_frame, and allows no arithmetic with it; with a number it does. */
+static __always_inline __u64 as_number(__u64 argument)
+{
+	__u64 number = 0;
+
+	bpf_probe_read_kernel(&number, sizeof(number), &argument);
+	return number;
+}
+
+SEC("fentry")
+int buffer_entry(void *ctx)
+{
+	__u64 cookie = function_cookie();
+
+	return trace_buffer(ctx, as_number(CONTEXT_VALUE(ctx, ARGUMENT_OFFSET)), cookie);
+}
+
+SEC("fentry")
+int buffer_remember(void *ctx)
+{
+	return remember_buffer(as_number(CONTEXT_VALUE(ctx, ARGUMENT_OFFSET)), function_cookie());
+}
+
+SEC("fexit")
+int pointer_return(void *ctx)
+{
+	__u64 cookie = function_cookie();
+
+	return trace_return(argument_of(ctx, cookie), cookie, CONTEXT_VALUE(ctx, RETURN_OFFSET));
+}
+
+SEC("fexit")
+int buffer_return(void *ctx)
+{
+	return trace_return(as_number(CONTEXT_VALUE(ctx, ARGUMENT_OFFSET)), function_cookie(),
+			    CONTEXT_VALUE(ctx, RETURN_OFFSET));
+}
