@@ -71,7 +71,7 @@ def guest(pwru: str) -> int:
                 "0",
                 *expression.split(),
             ],
-            "ptrace, default probes": lambda expression: ["ptrace", "capture", "-v", *expression.split()],
+            "ptrace, default profile": lambda expression: ["ptrace", "capture", "-v", *expression.split()],
         }
         results = {"not running": {"round trip, ms": base}}
         for name, command in tools.items():

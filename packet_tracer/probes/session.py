@@ -128,7 +128,11 @@ class ProbeSession:
         self._stack.close()
 
     def detach(self) -> None:
-        """Take all programs off their hooks; maps, counters and what lies in the rings stay readable."""
+        """Take all that emits events off its hooks; maps, counters and what lies in the rings stay readable.
+
+        What watches over identity is left to :meth:`close`: some thirty trampolines that the kernel takes
+        0.1 s each to be rid of (packet_tracer.probes.function_backends): the last events need not wait for that.
+        """
         attached, self.links = self.links, []
         links.close_all(attached)
 
@@ -166,7 +170,7 @@ class ProbeSession:
         """Load and attach a program for a function that this kernel may not have; return whether it has."""
         try:
             program = self._stack.enter_context(prepared.load(log=False))
-            self.links.append(links.attach_tracing(program))
+            self._stack.enter_context(links.attach_tracing(program))
         except BpfError:
             return False
         return True
