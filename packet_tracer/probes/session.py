@@ -130,8 +130,8 @@ class ProbeSession:
     def detach(self) -> None:
         """Take all that emits events off its hooks; maps, counters and what lies in the rings stay readable.
 
-        What watches over identity is left to :meth:`close`: some thirty trampolines that the kernel takes
-        0.1 s each to be rid of (packet_tracer.probes.function_backends): the last events need not wait for that.
+        What watches over identity is left to :meth:`close`: some thirty trampolines, each 0.1 s to be rid of
+        (packet_tracer.probes.function_backends), and the last events need not wait for that.
         """
         attached, self.links = self.links, []
         links.close_all(attached)
