@@ -426,15 +426,16 @@ int BPF_PROG(build_skb, void *data)
 
 /* The same bytes once more: another packet, linked to the first. */
 
-SEC("fentry/__tcp_retransmit_skb")
-int BPF_PROG(tcp_retransmit_skb, void *sk, struct sk_buff *skb)
+static __always_inline int before_resend(struct sk_buff *skb)
 {
 	struct tracked *found = find_tracked(head_of(skb));
 	__u64 key = (__u64)skb;
-	struct resend resend;
+	struct resend resend, *outer = bpf_map_lookup_elem(&resends, &key);
 
 	if (!found)
 		return 0;
+	if (outer && (outer->first.id == found->id || outer->first.id == found->parent_id))
+		return 0; /* one of the two functions called the other */
 	__builtin_memset(&resend, 0, sizeof(resend));
 	resend.first = *found;
 	resend.waiting = true;
@@ -442,6 +443,19 @@ int BPF_PROG(tcp_retransmit_skb, void *sk, struct sk_buff *skb)
 	if (!is_shared(skb))
 		send_again(key, head_of(skb));
 	return 0;
+}
+
+SEC("fentry/__tcp_retransmit_skb")
+int BPF_PROG(tcp_retransmit_skb, void *sk, struct sk_buff *skb)
+{
+	return before_resend(skb);
+}
+
+/* The compiler may have cut the other one in two (in Debian's 6.1, for one), and this one calls the second part only. */
+SEC("fentry/tcp_retransmit_skb")
+int BPF_PROG(tcp_retransmit_skb_caller, void *sk, struct sk_buff *skb)
+{
+	return before_resend(skb);
 }
 
 /* The first may have ended since, and then the repetition has its buffer. */
@@ -454,8 +468,7 @@ int BPF_PROG(tcp_transmit_skb, void *sk, struct sk_buff *skb)
 }
 
 /* Where nothing was sent (the first is still in a queue, or there is no memory or route) it stays what it was. */
-SEC("fexit/__tcp_retransmit_skb")
-int BPF_PROG(tcp_retransmit_skb_after, void *sk, struct sk_buff *skb, int segments, int error)
+static __always_inline int after_resend(struct sk_buff *skb, int error)
 {
 	__u64 key = (__u64)skb;
 	struct resend *resend = bpf_map_lookup_elem(&resends, &key);
@@ -466,6 +479,18 @@ int BPF_PROG(tcp_retransmit_skb_after, void *sk, struct sk_buff *skb, int segmen
 		put(head_of(skb), &resend->first);
 	bpf_map_delete_elem(&resends, &key);
 	return 0;
+}
+
+SEC("fexit/__tcp_retransmit_skb")
+int BPF_PROG(tcp_retransmit_skb_after, void *sk, struct sk_buff *skb, int segments, int error)
+{
+	return after_resend(skb, error);
+}
+
+SEC("fexit/tcp_retransmit_skb")
+int BPF_PROG(tcp_retransmit_skb_caller_after, void *sk, struct sk_buff *skb, int segments, int error)
+{
+	return after_resend(skb, error);
 }
 
 /*

@@ -60,6 +60,8 @@ _REFINEMENTS = (
     "inet_frag_reasm_finish",
     "tcp_retransmit_skb",
     "tcp_retransmit_skb_after",
+    "tcp_retransmit_skb_caller",
+    "tcp_retransmit_skb_caller_after",
     "tcp_transmit_skb",
     "tcp_fragment",
 )

@@ -64,6 +64,8 @@ PROGRAMS = {
         "fentry/build_skb": {"build_skb"},
         "fentry/__tcp_retransmit_skb": {"tcp_retransmit_skb"},
         "fexit/__tcp_retransmit_skb": {"tcp_retransmit_skb_after"},
+        "fentry/tcp_retransmit_skb": {"tcp_retransmit_skb_caller"},
+        "fexit/tcp_retransmit_skb": {"tcp_retransmit_skb_caller_after"},
         "fentry/__tcp_transmit_skb": {"tcp_transmit_skb"},
         "fexit/tcp_fragment": {"tcp_fragment"},
     },
