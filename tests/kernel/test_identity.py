@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -428,4 +429,12 @@ def test_each_packet_is_itself_whatever_is_done_to_it(capturing: Capturing, mech
     assert len(sent.numbers) <= score.packets
     if not mechanism.happened(score):
         assert mechanism.optional, score
-        pytest.skip("this kernel's veth has no GRO without XDP (Linux 5.13)")
+        assert not veth_has_gro(), score
+        # Not a skip: functions can be traced here, and it is no fault of theirs.
+        pytest.xfail("this kernel's veth has no GRO without XDP (Linux 5.13)")
+
+
+def veth_has_gro() -> bool:
+    """Whether the module has what came with GRO for veth without XDP (d3256efd8e8b, v5.13)."""
+    symbols = Path("/proc/kallsyms").read_text().splitlines()
+    return any(line.split()[2] == "veth_set_features" for line in symbols)
