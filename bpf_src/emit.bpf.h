@@ -295,31 +295,51 @@ static __always_inline void finish(void *ring, struct ptrace_event *record, stru
 	submit(ring, record);
 }
 
-static __always_inline void emit_skb_in(void *ring, struct packet_view *view, const struct facts *facts,
-					struct ptrace_counters *count, const __u32 room)
+/* Counts an event as seen and returns the ring that it goes to; NULL where there is none, and then it is lost. */
+static __always_inline void *begin_event(struct ptrace_counters *count)
 {
-	struct ptrace_event *record = bpf_ringbuf_reserve(ring, sizeof(*record) + room, 0);
+	void *ring = ring_of_this_cpu();
 
-	if (record)
-		finish(ring, record, count, fill_skb(record, view, facts, room));
-	else
+	if (!count)
+		return 0;
+	add_count(&count->seen, 1);
+	if (!ring)
 		add_count(&count->lost_ring, 1);
+	return ring;
 }
+
+#define EMIT_WITH_ROOM(size, ring, count, fill, ...)                                                  \
+	({                                                                                            \
+		struct ptrace_event *record = bpf_ringbuf_reserve(ring, sizeof(*record) + (size), 0); \
+                                                                                                      \
+		if (record)                                                                           \
+			finish(ring, record, count, fill(record, __VA_ARGS__, size));                 \
+		else                                                                                  \
+			add_count(&(count)->lost_ring, 1);                                            \
+	})
+
+/* Emits a record with place for `room` bytes, filled by `fill(record, ..., place)`: the smallest, and each a constant. */
+#define EMIT(room, ring, count, fill, ...)                                           \
+	do {                                                                         \
+		if (room <= ROOM_SMALL)                                              \
+			EMIT_WITH_ROOM(ROOM_SMALL, ring, count, fill, __VA_ARGS__);  \
+		else if (room <= ROOM_MEDIUM)                                        \
+			EMIT_WITH_ROOM(ROOM_MEDIUM, ring, count, fill, __VA_ARGS__); \
+		else if (room <= ROOM_LARGE)                                         \
+			EMIT_WITH_ROOM(ROOM_LARGE, ring, count, fill, __VA_ARGS__);  \
+		else                                                                 \
+			EMIT_WITH_ROOM(ROOM_HUGE, ring, count, fill, __VA_ARGS__);   \
+	} while (0)
 
 /* Emits one event of an skb that passed every filter. */
 static __always_inline void emit_skb(struct packet_view *view, struct facts *facts)
 {
 	struct ptrace_counters *count = probe_counters(facts->probe_id);
+	void *ring = begin_event(count);
 	__u32 wanted, room;
-	void *ring = ring_of_this_cpu();
 
-	if (!count)
+	if (!count || !ring)
 		return;
-	add_count(&count->seen, 1);
-	if (!ring) {
-		add_count(&count->lost_ring, 1);
-		return;
-	}
 	settle(view, facts);
 	room = wanted = bytes_wanted(view->length);
 	if (!config_linear_only && view->start + wanted > view->linear_end)
@@ -327,14 +347,7 @@ static __always_inline void emit_skb(struct packet_view *view, struct facts *fac
 	/* Said once more for verifiers that can't follow it: each room they doubt is verified again. */
 	if (config_snaplen <= ROOM_SMALL && config_linear_only)
 		room = 0;
-	if (room <= ROOM_SMALL)
-		emit_skb_in(ring, view, facts, count, ROOM_SMALL);
-	else if (room <= ROOM_MEDIUM)
-		emit_skb_in(ring, view, facts, count, ROOM_MEDIUM);
-	else if (room <= ROOM_LARGE)
-		emit_skb_in(ring, view, facts, count, ROOM_LARGE);
-	else
-		emit_skb_in(ring, view, facts, count, ROOM_HUGE);
+	EMIT(room, ring, count, fill_skb, view, facts);
 }
 
 #endif

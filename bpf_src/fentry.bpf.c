@@ -10,11 +10,6 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-__weak __noinline __u64 function_cookie(void)
-{
-	return 0;
-}
-
 SEC("fentry")
 int function_entry(void *ctx)
 {

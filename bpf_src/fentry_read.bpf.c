@@ -8,11 +8,6 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-__weak __noinline __u64 function_cookie(void)
-{
-	return 0;
-}
-
 /* A context must not be read where the argument is a pointer to a pointer, so by helper: f92c1e183604 (v5.17). */
 static __always_inline __u64 argument_of(void *ctx, __u64 cookie)
 {

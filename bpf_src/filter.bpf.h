@@ -197,6 +197,15 @@ static __always_inline bool filter_bytes(__u64 data, __u64 data_end, __u64 share
 	return filter_skb_inner(data, data_end, shared, view->length, view->link_header);
 }
 
+/*
+ * Where an skb's bytes lie. Read this way it is a number to the verifier, as a function's argument has to be; a loaded one
+ * is memory since 2d5c91e1cc14 (v6.17). Returns whether it could be read.
+ */
+static __always_inline bool read_head(const struct packet_view *view, __u64 *head)
+{
+	return !bpf_probe_read_kernel(head, sizeof(*head), &view->skb->head);
+}
+
 /* Returns whether the filter accepts the packet. The view must be complete: view_bytes(). */
 static __always_inline bool filter_skb(const struct packet_view *view, enum ptrace_direction direction)
 {
@@ -206,9 +215,7 @@ static __always_inline bool filter_skb(const struct packet_view *view, enum ptra
 		return false;
 	if (!filter_enabled && !filter_addresses)
 		return true;
-	/* Read this way it is a number to the verifier, as a function's argument has to be; a loaded one is memory since
-	 * 2d5c91e1cc14 (v6.17). */
-	if (bpf_probe_read_kernel(&head, sizeof(head), &view->skb->head))
+	if (!read_head(view, &head))
 		return false;
 	data = head + view->start;
 	data_end = head + view->linear_end;

@@ -151,8 +151,7 @@ static __always_inline void find_flow(const struct packet_view *view, struct ptr
 	int transport = 0;
 	__u64 head;
 
-	/* As in filter_skb(): loaded directly it is memory to the verifier since 2d5c91e1cc14 (v6.17), and no number. */
-	if (bpf_probe_read_kernel(&head, sizeof(head), &view->skb->head))
+	if (!read_head(view, &head))
 		return;
 	cursor.data = head + view->start;
 	cursor.data_end = head + view->linear_end;

@@ -31,6 +31,12 @@ enum return_kind {
 #define COOKIE_KIND(cookie) ((__u8)((cookie) >> 24 & 0xf))
 #define COOKIE_RETURNS(cookie) ((__u8)((cookie) >> 28 & 0xf))
 
+/* Patched in each clone; see packet_tracer/bpf/constants.py. */
+__weak __noinline __u64 function_cookie(void)
+{
+	return 0;
+}
+
 /* Offsets no function has; packet_tracer/probes/trampolines.py puts the right ones in their place. */
 #define ARGUMENT_OFFSET 0x7e8
 #define RETURN_OFFSET 0x7f0

@@ -24,12 +24,6 @@ struct {
 #define BREAKPOINT_BYTES 0
 #endif
 
-/* Patched where there is a clone for each function that makes an skb: kernels without attach cookies. */
-__weak __noinline __u64 function_cookie(void)
-{
-	return 0;
-}
-
 static __always_inline bool has_cookies(void)
 {
 	return bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_attach_cookie);

@@ -9,11 +9,6 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-__weak __noinline __u64 function_cookie(void)
-{
-	return 0;
-}
-
 /* A program that runs: the packet it was given, once at a time on a CPU. */
 struct run_key {
 	__u64 context;

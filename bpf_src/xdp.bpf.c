@@ -54,38 +54,14 @@ static __noinline int fill_xdp(struct ptrace_event *record, struct xdp_md *ctx, 
 	return finish_bytes(&copy);
 }
 
-static __always_inline void emit_xdp_in(void *ring, struct xdp_md *ctx, struct packet_view *view,
-					struct ptrace_counters *count, const __u32 room)
-{
-	struct ptrace_event *record = bpf_ringbuf_reserve(ring, sizeof(*record) + room, 0);
-
-	if (record)
-		finish(ring, record, count, fill_xdp(record, ctx, view, room));
-	else
-		add_count(&count->lost_ring, 1);
-}
-
 static __always_inline void emit_xdp(struct xdp_md *ctx, struct packet_view *view)
 {
 	struct ptrace_counters *count = probe_counters(PTRACE_PROBE_XDP);
 	__u32 room = bytes_wanted(view->length);
-	void *ring = ring_of_this_cpu();
+	void *ring = begin_event(count);
 
-	if (!count)
-		return;
-	add_count(&count->seen, 1);
-	if (!ring) {
-		add_count(&count->lost_ring, 1);
-		return;
-	}
-	if (room <= ROOM_SMALL)
-		emit_xdp_in(ring, ctx, view, count, ROOM_SMALL);
-	else if (room <= ROOM_MEDIUM)
-		emit_xdp_in(ring, ctx, view, count, ROOM_MEDIUM);
-	else if (room <= ROOM_LARGE)
-		emit_xdp_in(ring, ctx, view, count, ROOM_LARGE);
-	else
-		emit_xdp_in(ring, ctx, view, count, ROOM_HUGE);
+	if (count && ring)
+		EMIT(room, ring, count, fill_xdp, ctx, view);
 }
 
 SEC("xdp.frags")

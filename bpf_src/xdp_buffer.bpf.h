@@ -146,43 +146,20 @@ static __noinline int fill_buffer(struct ptrace_event *record, struct buffer_vie
 	return finish_bytes(&copy);
 }
 
-static __always_inline void emit_buffer_in(void *ring, struct buffer_view *view, const struct facts *facts,
-					   struct ptrace_counters *count, const __u32 room)
-{
-	struct ptrace_event *record = bpf_ringbuf_reserve(ring, sizeof(*record) + room, 0);
-
-	if (record)
-		finish(ring, record, count, fill_buffer(record, view, facts, room));
-	else
-		add_count(&count->lost_ring, 1);
-}
-
 /* Emits one event of a buffer that passed every filter. */
 static __always_inline void emit_buffer(struct buffer_view *view, struct facts *facts)
 {
 	struct ptrace_counters *count = probe_counters(facts->probe_id);
-	void *ring = ring_of_this_cpu();
+	void *ring = begin_event(count);
 	__u32 room;
 
-	if (!count)
+	if (!count || !ring)
 		return;
-	add_count(&count->seen, 1);
-	if (!ring) {
-		add_count(&count->lost_ring, 1);
-		return;
-	}
 	settle(&view->packet, facts);
 	room = bytes_wanted(view->packet.length);
 	if (config_snaplen <= ROOM_SMALL && config_linear_only)
 		room = 0;
-	if (room <= ROOM_SMALL)
-		emit_buffer_in(ring, view, facts, count, ROOM_SMALL);
-	else if (room <= ROOM_MEDIUM)
-		emit_buffer_in(ring, view, facts, count, ROOM_MEDIUM);
-	else if (room <= ROOM_LARGE)
-		emit_buffer_in(ring, view, facts, count, ROOM_LARGE);
-	else
-		emit_buffer_in(ring, view, facts, count, ROOM_HUGE);
+	EMIT(room, ring, count, fill_buffer, view, facts);
 }
 
 #endif
