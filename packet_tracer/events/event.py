@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from packet_tracer.events import flags as bits
 from packet_tracer.events import names
-from packet_tracer.events._layout import EVENT_SIZE, Hook
+from packet_tracer.events._layout import EVENT_SIZE, NO_SKB, Hook
 from packet_tracer.events.context import Context
 from packet_tracer.events.records import FIELD_NAMES, Selection, check, unpacker
 
@@ -235,7 +235,7 @@ class Event:
     @property
     def mark(self) -> int | None:
         """The packet's mark; None at XDP, where there is none yet."""
-        return None if _packet_type(self.record) == names.NO_SKB else int(_mark(self.record))
+        return None if _packet_type(self.record) == NO_SKB else int(_mark(self.record))
 
     @property
     def direction(self) -> str | None:

@@ -111,9 +111,6 @@ PACKET_TYPES = {
     7: "kernel",
 }
 
-#: The packet type of a packet that has no skb yet: PTRACE_NO_SKB in bpf_src/records.h
-NO_SKB = 0xFF
-
 #: linux/skbuff.h, CHECKSUM_*
 CHECKSUMS = {0: "none", 1: "unnecessary", 2: "complete", 3: "partial"}
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from packet_tracer.events import Context, Hook, names
 from packet_tracer.events import flags as bits
+from packet_tracer.events._layout import NO_SKB
 from packet_tracer.events.records import Selection
 
 Value = str | int | bool | None
@@ -154,7 +155,7 @@ def _has_ip_id(flow: Flow) -> bool:
 
 
 def _if_skb(value: Callable[[Place], Value]) -> PlaceValue:
-    return lambda context, place: None if place.packet_type == names.NO_SKB else value(place)
+    return lambda context, place: None if place.packet_type == NO_SKB else value(place)
 
 
 def _if(flag: int, value: Callable[[Flow], Value]) -> FlowValue:
