@@ -7,15 +7,15 @@ takes it away again. NotSupportedError is raised where this kernel lacks it.
 from __future__ import annotations
 
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from packet_tracer.bpf.enums import ProgramType
+from packet_tracer.bpf.idle import small_program
 from packet_tracer.bpf.link import attach_tcx
-from packet_tracer.bpf.program import PreparedProgram, Program
+from packet_tracer.bpf.program import Program
 from packet_tracer.errors import NotSupportedError, PtraceError
 from packet_tracer.lab import DROPPED_PORT, Lab
 from packet_tracer.lab.commands import ip, run, set_offloads
@@ -243,27 +243,8 @@ def redirected(network: Lab, *, version: Version) -> Iterator[Flow]:
 
 def _redirecting(ifindex: int) -> Program:
     """Return a loaded program: ``return bpf_redirect(ifindex, 0)``."""
-    code = b"".join(
-        struct.pack("=BBhi", *each)
-        for each in ((0xB7, 1, 0, ifindex), (0xB7, 2, 0, 0), (0x85, 0, 0, 23), (0x95, 0, 0, 0))
-    )
-    prepared = PreparedProgram(
-        name="redirect",
-        section="tc",
-        type=ProgramType.SCHED_CLS,
-        expected_attach_type=0,
-        flags=0,
-        instructions=code,
-        func_info=b"",
-        func_info_record_size=8,
-        line_info=b"",
-        line_info_record_size=16,
-        functions=(),
-        license="GPL",
-        target=None,
-        btf_fd=-1,
-    )
-    return prepared.load()
+    code = ((0xB7, 1, 0, ifindex), (0xB7, 2, 0, 0), (0x85, 0, 0, 23), (0x95, 0, 0, 0))
+    return small_program(ProgramType.SCHED_CLS, code, section="tc")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
 from packet_tracer.bpf.enums import ProgramType
 from packet_tracer.bpf.program import PreparedProgram, Program
@@ -22,14 +23,26 @@ def idle_program(
     returns: int = 0,
 ) -> Program:
     """Load a program that does nothing but return a number: two instructions."""
-    code = struct.pack("=BBhi", _MOVE_TO_R0, 0, 0, returns) + struct.pack("=BBhi", _EXIT, 0, 0, 0)
+    code = ((_MOVE_TO_R0, 0, 0, returns), (_EXIT, 0, 0, 0))
+    return small_program(type_, code, attach_type, section=section, target=target)
+
+
+def small_program(
+    type_: ProgramType,
+    instructions: Iterable[tuple[int, int, int, int]],
+    attach_type: int = 0,
+    *,
+    section: str = "",
+    target: str | None = None,
+) -> Program:
+    """Load a program from its instructions: code, registers, offset and immediate of each."""
     prepared = PreparedProgram(
         name="ptrace_doctor",
         section=section,
         type=type_,
         expected_attach_type=attach_type,
         flags=0,
-        instructions=code,
+        instructions=b"".join(struct.pack("=BBhi", *each) for each in instructions),
         func_info=b"",
         func_info_record_size=8,
         line_info=b"",

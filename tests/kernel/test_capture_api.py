@@ -28,12 +28,6 @@ from tests.kernel.capturing import flood, trace, udp_socket
 PATIENCE = 1.0
 
 
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
-
-
 @pytest.fixture
 def tracer(network: Lab) -> Iterator[Tracer]:
     """A capture of what the router receives: six packets for three pings."""

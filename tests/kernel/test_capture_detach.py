@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,12 +24,6 @@ from tests.kernel.cli import PATIENCE, PTRACE, until
 from tests.kernel.loading import gone, link_exists, map_exists, program_exists
 
 PROBES = ["netif_receive_skb", "net_dev_xmit", "xdp", "tc:ingress"]
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 class Held(NamedTuple):

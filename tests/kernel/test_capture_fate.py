@@ -11,7 +11,7 @@ import random
 import select
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import cache
 from typing import TypeVar
@@ -44,12 +44,6 @@ CHECKSUM_SEEN = 2  # VIRTIO_NET_HDR_F_DATA_VALID
 PORT = 4000
 IPV4, IPV6, VLAN = 0x0800, 0x86DD, 0x8100
 MORE, SCTP, UDP_LITE = 0x2000, 132, 136
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 @cache

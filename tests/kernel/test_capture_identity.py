@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -31,12 +31,6 @@ WAY = [
     ("router", "net_dev_queue"),
     ("server", "netif_receive_skb"),
 ]
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def through(network: Lab, **settings: Any) -> Tracer:

@@ -24,12 +24,6 @@ from tests.kernel.capturing import flood, skip_without_netfilter_links, udp_sock
 PORT = 4000
 
 
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
-
-
 @pytest.fixture(autouse=True)
 def statistics() -> Iterator[None]:
     """Held by a file descriptor: what the machine is set to is not touched."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import struct
 from collections import Counter
-from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 
@@ -38,12 +37,6 @@ TCP, UDP, SCTP, UDP_LITE, DCCP, GRE = 6, 17, 132, 136, 33, 47
 #: On the way from the client's interface to the router's a frame passes these, unchanged.
 OUT = ("net_dev_queue", "tc:egress", "net_dev_start_xmit")
 IN = ("xdp", "tc:ingress", "netif_receive_skb")
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def at_both_ends(network: Lab, **settings: Any) -> Tracer:

@@ -44,18 +44,6 @@ _MARK = 0x5EED
 SERVER = "198.51.100.2"
 
 
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
-
-
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.requires(name)) for name in BACKENDS])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    name: Backend = request.param
-    return name
-
-
 def as_json(tracer: Tracer, traffic: Callable[[], object], *, unread: float = 0.05) -> list[dict[str, Any]]:
     """Return traffic's events as JSON has them, all of them read only when it is ``unread`` seconds past."""
     try:

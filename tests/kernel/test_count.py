@@ -9,7 +9,7 @@ import struct
 import subprocess
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
@@ -29,12 +29,6 @@ from .cli import PTRACE, ptrace, until
 
 UDP4, UDP6 = 42 + 40, 62 + 40  # Ethernet, IP and UDP headers, and the payload of a request
 ANSWER4, ANSWER6 = 42 + 120, 62 + 120
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def counted(counter: Counter, traffic: Callable[[], object]) -> Snapshot:

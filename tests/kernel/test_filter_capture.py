@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from packet_tracer import lab
@@ -23,12 +21,6 @@ PROBES = [
     "tc:*",
     "netfilter:*",
 ]
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def traffic(network: Lab) -> None:

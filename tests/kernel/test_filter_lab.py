@@ -52,12 +52,6 @@ EXPRESSIONS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
-
-
 def traffic(network: Lab) -> None:
     """Both families, TCP and UDP, VLAN tags, tunnels."""
     for version in (4, 6):

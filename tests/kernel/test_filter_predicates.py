@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,12 +19,6 @@ from packet_tracer.lab import Lab
 from tests.kernel.capturing import trace
 
 PROBES = ["netif_receive_skb", "net_dev_queue", "tc:*", "xdp", "netfilter:*", "kfree_skb"]
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def traffic(network: Lab) -> None:

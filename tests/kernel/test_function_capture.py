@@ -39,18 +39,6 @@ def helpers() -> set[str]:
     return {name.removeprefix("BPF_FUNC_") for name in Btf.vmlinux().enum("bpf_func_id")}
 
 
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
-
-
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.requires(name)) for name in BACKENDS])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    name: Backend = request.param
-    return name
-
-
 def traced(node: Node, functions: list[str], traffic: Callable[[], object], **options: object) -> list[Event]:
     """Return what functions see of traffic in a node's namespace; nothing may be lost, nothing left out."""
     tracer = Tracer(netns=node.name, functions=functions, **options)  # type: ignore[arg-type]

@@ -35,12 +35,6 @@ table ip journeys {{
 """
 
 
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
-
-
 def journeys(network: Lab, traffic: Callable[[], object], expression: str | None = None) -> list[Journey]:
     """Return the journeys of traffic, in the order of their first events."""
     tracer = Tracer(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,12 +17,6 @@ from packet_tracer.lab import Lab, Node
 from .capturing import trace, witness
 
 COUNT = 7
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def echoes(events: list[Event], probe: str, version: int, kind: str) -> list[Event]:

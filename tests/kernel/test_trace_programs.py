@@ -38,12 +38,6 @@ LONG_NAME = "a_name_longer_than_the_kernel_keeps"
 Mode = Literal["native", "generic"]
 
 
-@pytest.fixture(scope="module")
-def network() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
-
-
 @dataclass(slots=True)
 class Recording:
     """What a capture saw, and the names of the traced programs: at client, router and server, and tc."""
