@@ -4,7 +4,7 @@
  * one of several, and free the buffer. Each is attached where this kernel has it; none of them emits an event.
  */
 #define READ_DIRECT 1
-#include "tracking.bpf.h"
+#include "resend.bpf.h"
 #include "xdp_frame.bpf.h"
 #include <bpf/bpf_tracing.h>
 
@@ -14,55 +14,6 @@ char LICENSE[] SEC("license") = "GPL";
 #define SEGMENTS_MAX 128
 /* Fragments of one packet that are looked at. */
 #define FRAGMENTS_MAX 64
-
-/* False for NULL and for an error in the place of a pointer: IS_ERR_VALUE() in include/linux/err.h. */
-static __always_inline bool is_pointer(struct sk_buff *skb)
-{
-	return skb && (__u64)skb < (__u64)-4095;
-}
-
-static __always_inline __u64 head_of(struct sk_buff *skb)
-{
-	return (__u64)BPF_CORE_READ(skb, head);
-}
-
-static __always_inline void put(__u64 head, const struct tracked *packet)
-{
-	if (!bpf_map_update_elem(&packets, &head, packet, BPF_NOEXIST))
-		count_tracking(1, 0);
-	else
-		bpf_map_update_elem(&packets, &head, packet, BPF_ANY);
-}
-
-static __always_inline void bury(__u64 head)
-{
-	if (!bpf_map_delete_elem(&packets, &head))
-		count_tracking(0, 1);
-}
-
-/* The same for a buffer that may live on as an xdp_frame: revive(). */
-static __always_inline void release(struct sk_buff *skb)
-{
-	__u64 head = head_of(skb);
-	struct tracked *packet = READ_BITS(skb, head_frag) ? find_tracked(head) : 0;
-
-	if (packet)
-		bpf_map_update_elem(&released, &head, packet, BPF_ANY);
-	bury(head);
-}
-
-/* Makes what is in a buffer a packet of its own, a child of `parent`. */
-static __always_inline void put_child(__u64 head, const struct tracked *parent)
-{
-	struct tracked child = *parent;
-
-	child.id = new_packet_id(bpf_ktime_get_ns());
-	child.parent_id = parent->id;
-	child.content = 0;
-	child.merged = 0;
-	child.unsure = 0;
-	put(head, &child);
-}
 
 /* The end of a buffer. */
 
@@ -142,41 +93,6 @@ static __always_inline void take_up(__u64 key, __u64 head)
 
 	if (packet)
 		bpf_map_update_elem(&moving, &key, packet, BPF_ANY);
-}
-
-/*
- * What TCP is about to send again, by the address of its skb. While the first is still under way its buffer is not touched:
- * the repetition gets another one (skb_unclone(), or pskb_copy() in __tcp_transmit_skb()), and that is a packet of its own.
- */
-struct resend {
-	struct tracked first;
-	bool waiting;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024);
-	__type(key, __u64);
-	__type(value, struct resend);
-} resends SEC(".maps");
-
-/* Makes what is in a buffer the repetition of what its skb held before. Returns false where nothing is to be repeated. */
-static __always_inline bool send_again(__u64 skb, __u64 head)
-{
-	struct resend *resend = bpf_map_lookup_elem(&resends, &skb);
-
-	if (!resend || !resend->waiting)
-		return false;
-	resend->waiting = false;
-	put_child(head, &resend->first);
-	return true;
-}
-
-static __always_inline bool is_shared(struct sk_buff *skb)
-{
-	struct skb_shared_info *shared = (void *)head_of(skb) + BPF_CORE_READ(skb, end);
-
-	return BPF_CORE_READ_BITFIELD(skb, cloned) && (BPF_CORE_READ(shared, dataref.counter) & 0xffff) != 1;
 }
 
 /*
@@ -426,25 +342,6 @@ int BPF_PROG(build_skb, void *data)
 
 /* The same bytes once more: another packet, linked to the first. */
 
-static __always_inline int before_resend(struct sk_buff *skb)
-{
-	struct tracked *found = find_tracked(head_of(skb));
-	__u64 key = (__u64)skb;
-	struct resend resend, *outer = bpf_map_lookup_elem(&resends, &key);
-
-	if (!found)
-		return 0;
-	if (outer && (outer->first.id == found->id || outer->first.id == found->parent_id))
-		return 0; /* one of the two functions called the other */
-	__builtin_memset(&resend, 0, sizeof(resend));
-	resend.first = *found;
-	resend.waiting = true;
-	bpf_map_update_elem(&resends, &key, &resend, BPF_ANY);
-	if (!is_shared(skb))
-		send_again(key, head_of(skb));
-	return 0;
-}
-
 SEC("fentry/__tcp_retransmit_skb")
 int BPF_PROG(tcp_retransmit_skb, void *sk, struct sk_buff *skb)
 {
@@ -464,20 +361,6 @@ int BPF_PROG(tcp_transmit_skb, void *sk, struct sk_buff *skb)
 {
 	if (!is_shared(skb))
 		send_again((__u64)skb, head_of(skb));
-	return 0;
-}
-
-/* Where nothing was sent (the first is still in a queue, or there is no memory or route) it stays what it was. */
-static __always_inline int after_resend(struct sk_buff *skb, int error)
-{
-	__u64 key = (__u64)skb;
-	struct resend *resend = bpf_map_lookup_elem(&resends, &key);
-
-	if (!resend)
-		return 0;
-	if (error && !resend->waiting)
-		put(head_of(skb), &resend->first);
-	bpf_map_delete_elem(&resends, &key);
 	return 0;
 }
 

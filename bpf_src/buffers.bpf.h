@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What the functions that watch over identity do to the table of packets, buffer by buffer. */
+#ifndef PTRACE_BUFFERS_BPF_H
+#define PTRACE_BUFFERS_BPF_H
+
+#include "tracking.bpf.h"
+
+/* False for NULL and for an error in the place of a pointer: IS_ERR_VALUE() in include/linux/err.h. */
+static __always_inline bool is_pointer(struct sk_buff *skb)
+{
+	return skb && (__u64)skb < (__u64)-4095;
+}
+
+static __always_inline __u64 head_of(struct sk_buff *skb)
+{
+	return (__u64)BPF_CORE_READ(skb, head);
+}
+
+static __always_inline void put(__u64 head, const struct tracked *packet)
+{
+	if (!bpf_map_update_elem(&packets, &head, packet, BPF_NOEXIST))
+		count_tracking(1, 0);
+	else
+		bpf_map_update_elem(&packets, &head, packet, BPF_ANY);
+}
+
+static __always_inline void bury(__u64 head)
+{
+	if (!bpf_map_delete_elem(&packets, &head))
+		count_tracking(0, 1);
+}
+
+/* The same for a buffer that may live on as an xdp_frame: revive(). */
+static __always_inline void release(struct sk_buff *skb)
+{
+	__u64 head = head_of(skb);
+	struct tracked *packet = READ_BITS(skb, head_frag) ? find_tracked(head) : 0;
+
+	if (packet)
+		bpf_map_update_elem(&released, &head, packet, BPF_ANY);
+	bury(head);
+}
+
+/* Makes what is in a buffer a packet of its own, a child of `parent`. */
+static __always_inline void put_child(__u64 head, const struct tracked *parent)
+{
+	struct tracked child = *parent;
+
+	child.id = new_packet_id(bpf_ktime_get_ns());
+	child.parent_id = parent->id;
+	child.content = 0;
+	child.merged = 0;
+	child.unsure = 0;
+	put(head, &child);
+}
+
+static __always_inline bool is_shared(struct sk_buff *skb)
+{
+	struct skb_shared_info *shared = (void *)head_of(skb) + BPF_CORE_READ(skb, end);
+
+	return BPF_CORE_READ_BITFIELD(skb, cloned) && (BPF_CORE_READ(shared, dataref.counter) & 0xffff) != 1;
+}
+
+#endif
