@@ -26,7 +26,6 @@ from functools import partial
 from packet_tracer.bpf import link as links
 from packet_tracer.bpf import perf_links
 from packet_tracer.bpf.btf import Btf
-from packet_tracer.bpf.constants import patch_constants
 from packet_tracer.bpf.enums import AttachType, ProgramType
 from packet_tracer.bpf.errors import AttachError
 from packet_tracer.bpf.idle import QUIET_FUNCTION, idle_program
@@ -37,7 +36,7 @@ from packet_tracer.bpf.program import PreparedProgram, Program
 from packet_tracer.bpf.targets import open_module
 from packet_tracer.errors import BpfError, NotSupportedError
 from packet_tracer.filter.expression import Filter
-from packet_tracer.filter.patch import Patched, patch
+from packet_tracer.filter.patch import patch
 from packet_tracer.probes.function_probes import Backend, FunctionProbe, Way
 from packet_tracer.probes.functions import KERNEL, ArgumentKind
 from packet_tracer.probes.trampolines import Template
@@ -146,14 +145,9 @@ class FunctionAttacher:
             raise
         return next(iter(self.skipped.values()), "no function is left")
 
-    def _patched(self, program: PreparedProgram) -> Patched:
-        if self.filter is None:
-            return Patched(program.instructions, program.func_info, program.line_info)
-        return patch(program, self.filter)
-
     def _load(self, program: PreparedProgram, stack: ExitStack) -> Program:
         """Load a program once, for all functions."""
-        patched = self._patched(program)
+        patched = patch(program, self.filter)
         return self._keep(program.load(**patched.arguments()), stack)  # type: ignore[arg-type]
 
     def _keep(self, program: Program, stack: ExitStack) -> Program:
@@ -170,7 +164,7 @@ class FunctionAttacher:
             file = _FENTRY[probe.argument.kind][0] if probe.argument else "fentry"
             wanted.setdefault(file, {}).update(dict.fromkeys(self._clones(probe)))
         templates = {
-            name: Template.of(each, self._patched(each))
+            name: Template.of(each, self.filter)
             for file, names in wanted.items()
             for name, each in self.load(file, list(names)).items()
         }
@@ -182,7 +176,7 @@ class FunctionAttacher:
         for chunk in (usable[:_FIRST], usable[_FIRST:]):
             loads = {
                 (probe, name): partial(
-                    templates[name].load, probe, module_fd=descriptors.get(probe.function.module)
+                    templates[name].load_for, probe, module_fd=descriptors.get(probe.function.module)
                 )
                 for probe in chunk
                 for name in self._clones(probe)
@@ -242,15 +236,17 @@ class FunctionAttacher:
         if not cookies:
             usable = self._tell_by_address(usable)
         shared: dict[str, Program] = {}
+        made = None if cookies else prepared.get(_KPROBE["made"])
+        template = None if made is None else Template.of(made, self.filter)
         for probe in usable:
-            template = prepared[_KPROBE[probe.way]]
+            name = _KPROBE[probe.way]
             try:
-                if probe.argument is None and not cookies:
-                    program = self._keep(self._kretprobe_clone(template, probe), stack)
+                if probe.way == "made" and template is not None:
+                    program = self._keep(template.load(probe.cookie, target=probe.name), stack)
                 else:
-                    if template.name not in shared:
-                        shared[template.name] = self._load(template, stack)
-                    program = shared[template.name]
+                    if name not in shared:
+                        shared[name] = self._load(prepared[name], stack)
+                    program = shared[name]
                 yield _attach_kprobe(program, probe, cookie=probe.cookie if cookies else None)
             except BpfError as error:
                 self._refuse(probe, error)
@@ -279,17 +275,6 @@ class FunctionAttacher:
                 self.maps["function_cookies"].raw.update(struct.pack("=Q", address), cookie)
             usable.append(probe)
         return usable
-
-    def _kretprobe_clone(self, template: PreparedProgram, probe: FunctionProbe) -> Program:
-        patched = self._patched(template)
-        code = patch_constants(template, {"function_cookie": probe.cookie}, instructions=patched.instructions)
-        return template.load(
-            instructions=code,
-            func_info=patched.func_info,
-            line_info=patched.line_info,
-            target=probe.name,
-            log=False,
-        )
 
     # kprobe-multi
 

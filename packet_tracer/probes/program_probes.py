@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from packet_tracer.bpf import link as links
-from packet_tracer.bpf.constants import patch_constants
 from packet_tracer.bpf.enums import ProgramType, name_of
 from packet_tracer.bpf.errors import ProgramLoadError
 from packet_tracer.bpf.link import Link
@@ -25,7 +24,6 @@ from packet_tracer.bpf.program import PreparedProgram, Program
 from packet_tracer.errors import BpfError, NotPermittedError, NotSupportedError, UsageError
 from packet_tracer.events._layout import ProbeId
 from packet_tracer.filter.expression import Filter
-from packet_tracer.filter.patch import patch
 from packet_tracer.probes.trampolines import Template
 
 Kind = Literal["xdp", "tc"]
@@ -164,9 +162,9 @@ class ProgramAttacher:
         self.skipped.clear()
         attached: list[Link] = []
         kinds = {probe.traced.kind for probe in probes}
-        templates = self.load(
-            "programs", [f"{kind}_program_{end}" for kind in sorted(kinds) for end in ("exit", "entry")]
-        )
+        names = [f"{kind}_program_{end}" for kind in sorted(kinds) for end in ("exit", "entry")]
+        prepared = self.load("programs", names)
+        templates = {name: Template.of(each, self.filter) for name, each in prepared.items()}
         refusals = set()
         for probe in probes:
             if reason := probe.traced.refusal:
@@ -193,39 +191,35 @@ class ProgramAttacher:
         program = self._attached.get(probe_id)
         return program.info().recursion_misses if program else 0
 
-    def _attach(
-        self, probe: ProgramProbe, templates: dict[str, PreparedProgram], stack: ExitStack
-    ) -> list[Link]:
+    def _attach(self, probe: ProgramProbe, templates: dict[str, Template], stack: ExitStack) -> list[Link]:
         """Attach to the exit first, so that no entry is shown whose exit is not."""
         kind = probe.traced.kind
         with ExitStack() as undo, Program.from_id(probe.traced.program.id) as target:
             links_ = []
             for end, probe_id in (("exit", probe.probe_id + 1), ("entry", probe.probe_id)):
-                program = undo.enter_context(self._clone(probe, templates[f"{kind}_program_{end}"], target))
+                program = undo.enter_context(_clone(probe, templates[f"{kind}_program_{end}"], target))
                 self._attached[probe_id] = program
                 links_.append(undo.enter_context(links.attach_tracing(program)))
             kept = undo.pop_all()
         stack.push(kept)
         return links_
 
-    def _clone(self, probe: ProgramProbe, template: PreparedProgram, target: Program) -> Program:
-        refused: BpfError | None = None
-        code = patch_constants(template, {"function_cookie": probe.probe_id})
-        patched = Template.of(template, patch(template, self.filter, instructions=code))
-        for words in _RETURN_AT:
-            try:
-                return template.load(
-                    instructions=patched.with_return_at(words),
-                    func_info=patched.code.func_info,
-                    line_info=patched.code.line_info,
-                    attach_prog_fd=target.fd,
-                    attach_btf_id=probe.traced.program.function,
-                    target=probe.name,
-                    log=refused is not None,
-                )
-            except ProgramLoadError as error:
-                refused = error
-                if error.errno == errno.EPERM:
-                    break
-        assert refused is not None
-        raise refused
+
+def _clone(probe: ProgramProbe, template: Template, target: Program) -> Program:
+    refused: BpfError | None = None
+    for words in _RETURN_AT:
+        try:
+            return template.load(
+                probe.probe_id,
+                target=probe.name,
+                return_at=words,
+                attach_prog_fd=target.fd,
+                attach_btf_id=probe.traced.program.function,
+                log=refused is not None,
+            )
+        except ProgramLoadError as error:
+            refused = error
+            if error.errno == errno.EPERM:
+                break
+    assert refused is not None
+    raise refused

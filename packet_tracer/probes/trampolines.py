@@ -13,7 +13,8 @@ from enum import IntEnum
 from packet_tracer.bpf.btf import Btf, BtfType, Enum, Int, Prototype, Reference
 from packet_tracer.bpf.constants import patch_constants
 from packet_tracer.bpf.program import PreparedProgram, Program
-from packet_tracer.filter.patch import Patched
+from packet_tracer.filter.expression import Filter
+from packet_tracer.filter.patch import Patched, patch
 from packet_tracer.probes.function_probes import FunctionProbe
 from packet_tracer.probes.functions import KERNEL, SkbFunction
 
@@ -65,8 +66,9 @@ class Template:
     returns: tuple[int, ...]
 
     @staticmethod
-    def of(program: PreparedProgram, code: Patched) -> Template:
-        """Find the places in a program's code."""
+    def of(program: PreparedProgram, filter_: Filter | None) -> Template:
+        """Put the filter into a program, and find the places in its code."""
+        code = patch(program, filter_)
         places: dict[int, list[int]] = {_ARGUMENT_OFFSET: [], _RETURN_OFFSET: []}
         for at in range(0, len(code.instructions), 8):
             if code.instructions[at] == _LOAD_DOUBLE_WORD:
@@ -75,34 +77,48 @@ class Template:
                     places[offset].append(at + 2)
         return Template(program, code, tuple(places[_ARGUMENT_OFFSET]), tuple(places[_RETURN_OFFSET]))
 
-    def with_return_at(self, words: int) -> bytes:
-        """Return the code for what hands over the return value behind so many words of arguments."""
-        instructions = bytearray(self.code.instructions)
-        for at in self.returns:
-            _OFFSET.pack_into(instructions, at, 8 * words)
-        return bytes(instructions)
+    def load(
+        self,
+        cookie: int,
+        *,
+        target: str,
+        argument_at: int = 0,
+        return_at: int = 0,
+        attach_btf_id: int | None = None,
+        attach_btf_obj_fd: int | None = None,
+        attach_prog_fd: int | None = None,
+        log: bool = False,
+    ) -> Program:
+        """Load the clone that has this cookie; what it is given lies so many words into its context.
 
-    def load(self, probe: FunctionProbe, *, module_fd: int | None) -> Program:
-        """Load the clone of a function: of a module by its BTF's descriptor, None for the kernel's own."""
-        function = probe.function
-        context = Context.of(function)
-        constants = {"function_cookie": probe.cookie | context.returns << 28}
-        instructions = bytearray(
-            patch_constants(self.program, constants, instructions=self.code.instructions)
-        )
-        for at in self.returns:
-            _OFFSET.pack_into(instructions, at, 8 * context.arguments)
-        for at in self.arguments:
-            assert probe.argument is not None
-            _OFFSET.pack_into(instructions, at, 8 * probe.argument.index)
+        The rest is :meth:`PreparedProgram.load`'s.
+        """
+        code = patch_constants(self.program, {"function_cookie": cookie}, instructions=self.code.instructions)
+        instructions = bytearray(code)
+        for places, words in ((self.arguments, argument_at), (self.returns, return_at)):
+            for at in places:
+                _OFFSET.pack_into(instructions, at, 8 * words)
         return self.program.load(
             instructions=bytes(instructions),
             func_info=self.code.func_info,
             line_info=self.code.line_info,
-            attach_btf_id=function.btf_id,
-            attach_btf_obj_fd=module_fd,
+            attach_btf_id=attach_btf_id,
+            attach_btf_obj_fd=attach_btf_obj_fd,
+            attach_prog_fd=attach_prog_fd,
+            target=target,
+            log=log,
+        )
+
+    def load_for(self, probe: FunctionProbe, *, module_fd: int | None) -> Program:
+        """Load the clone of a function: of a module by its BTF's descriptor, None for the kernel's own."""
+        context = Context.of(probe.function)
+        return self.load(
+            probe.cookie | context.returns << 28,
             target=probe.name,
-            log=False,
+            argument_at=probe.argument.index if probe.argument else 0,
+            return_at=context.arguments,
+            attach_btf_id=probe.function.btf_id,
+            attach_btf_obj_fd=module_fd,
         )
 
 
