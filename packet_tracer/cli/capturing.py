@@ -74,10 +74,9 @@ class Capture:
                     self._announce()
                     for output in self._outputs:
                         output.begin(self._tracer, self._snaplen)
-                    self.totals.start()
-                    self._read()
+                    with self.totals.timed():
+                        self._read()
             finally:
-                self.totals.stop()
                 self._status.clear()
                 if self.totals.started:
                     self._finish()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from packet_tracer.events._layout import EVENT_FIELDS
@@ -31,23 +32,25 @@ class Totals:
         self._started_at: float | None = None
         self._stopped_at: float | None = None
 
-    def start(self) -> None:
-        """Start the clock."""
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Measure the time that a block takes: the reading alone. What is detached after it may take seconds,
+        in which no event can come.
+        """
         self._started_at = time.monotonic()
-
-    def stop(self) -> None:
-        """Stop the clock; once is enough."""
-        if self._stopped_at is None:
+        try:
+            yield
+        finally:
             self._stopped_at = time.monotonic()
 
     @property
     def started(self) -> bool:
-        """Whether the clock was started."""
+        """Whether the block was begun."""
         return self._started_at is not None
 
     @property
     def seconds(self) -> float:
-        """Time since the start, up to the stop."""
+        """Time in the block so far, or all of it."""
         if self._started_at is None:
             return 0.0
         return (self._stopped_at or time.monotonic()) - self._started_at
