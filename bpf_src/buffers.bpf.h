@@ -24,9 +24,10 @@ static __always_inline void put(__u64 head, const struct tracked *packet)
 		bpf_map_update_elem(&packets, &head, packet, BPF_ANY);
 }
 
+/* Most buffers hold nothing that is known. To look for it takes no lock, as deleting does even what is not there. */
 static __always_inline void bury(__u64 head)
 {
-	if (!bpf_map_delete_elem(&packets, &head))
+	if (find_tracked(head) && !bpf_map_delete_elem(&packets, &head))
 		count_tracking(0, 1);
 }
 
@@ -56,9 +57,7 @@ static __always_inline void put_child(__u64 head, const struct tracked *parent)
 
 static __always_inline bool is_shared(struct sk_buff *skb)
 {
-	struct skb_shared_info *shared = (void *)head_of(skb) + BPF_CORE_READ(skb, end);
-
-	return BPF_CORE_READ_BITFIELD(skb, cloned) && (BPF_CORE_READ(shared, dataref.counter) & 0xffff) != 1;
+	return !holds_alone(skb, (unsigned char *)head_of(skb));
 }
 
 #endif

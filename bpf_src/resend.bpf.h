@@ -52,6 +52,14 @@ static __always_inline int before_resend(struct sk_buff *skb)
 	return 0;
 }
 
+/* The first may have ended since, and then the repetition has its buffer. */
+static __always_inline int before_transmission(struct sk_buff *skb)
+{
+	if (!is_shared(skb))
+		send_again((__u64)skb, head_of(skb));
+	return 0;
+}
+
 /* Where nothing was sent (the first is still in a queue, or there is no memory or route) it stays what it was. */
 static __always_inline int after_resend(struct sk_buff *skb, int error)
 {
@@ -63,6 +71,24 @@ static __always_inline int after_resend(struct sk_buff *skb, int error)
 	if (error && !resend->waiting)
 		put(head_of(skb), &resend->first);
 	bpf_map_delete_elem(&resends, &key);
+	return 0;
+}
+
+/*
+ * What was sent in one is cut in two, so that only one is sent again. The rest is in another skb, behind it in the list of
+ * what was sent (since e2080072ed2d, v4.15), and is what it was: a part of the first.
+ */
+static __always_inline int after_cut(struct sk_buff *skb, int error)
+{
+	__u64 key = (__u64)skb, rest;
+	struct resend *resend = bpf_map_lookup_elem(&resends, &key);
+	struct tracked *packet = resend ? &resend->first : find_tracked(head_of(skb));
+
+	if (error || !packet)
+		return 0;
+	rest = (__u64)BPF_CORE_READ(skb, tcp_tsorted_anchor.next) -
+	       bpf_core_field_offset(struct sk_buff, tcp_tsorted_anchor);
+	put(head_of((struct sk_buff *)rest), packet);
 	return 0;
 }
 

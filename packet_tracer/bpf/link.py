@@ -119,7 +119,8 @@ def attach_kprobe_multi(
     """Attach one program to many kernel functions with one link (Linux 5.18, CONFIG_FPROBE).
 
     Give either addresses or symbols, and as many cookies as functions or none. One function that can't be
-    probed fails the whole link. The program's expected attach type must be TRACE_KPROBE_MULTI.
+    probed fails the whole link. The program's expected attach type must be TRACE_KPROBE_MULTI, or
+    TRACE_KPROBE_SESSION (Linux 6.10): then it runs at entry, and at the return unless it returned 1.
     """
     if (addresses is None) == (symbols is None):
         raise ValueError("either addresses or symbols")
@@ -140,7 +141,8 @@ def attach_kprobe_multi(
         opts.kprobe_multi.cookies = keep[-1]
     opts.kprobe_multi.cnt = count
     opts.kprobe_multi.flags = _KPROBE_MULTI_RETURN if returns else 0
-    result = lib.bpf_link_create(program.fd, 0, AttachType.TRACE_KPROBE_MULTI, opts)
+    attach_type = _attach_type(program, AttachType.TRACE_KPROBE_MULTI)
+    result = lib.bpf_link_create(program.fd, 0, attach_type, opts)
     # The kernel's answer is the same for functions that can't be probed: EOPNOTSUPP, or EINVAL if it is old.
     reason = kprobe_multi_missing() if result < 0 else ""
     return created(result, "kprobe-multi", f"{count} function{'s' * (count != 1)}", program, reason)

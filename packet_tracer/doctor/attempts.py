@@ -38,6 +38,7 @@ def examine_hooks() -> Section:
         _try("fentry", lambda: _trampoline("fentry", AttachType.TRACE_FENTRY)),
         _try("fexit", lambda: _trampoline("fexit", AttachType.TRACE_FEXIT)),
         _try("kprobe-multi", _kprobe_multi, "CONFIG_KPROBES", "CONFIG_FPROBE"),
+        _try("kprobe-session", _kprobe_session, "CONFIG_KPROBES", "CONFIG_FPROBE"),
         _try("kprobe", _kprobe, "CONFIG_KPROBES", "CONFIG_KPROBE_EVENTS"),
     ]
     return Section("hooks", tuple(found))
@@ -101,6 +102,12 @@ def _kprobe_multi() -> str:
     program = idle_program(ProgramType.KPROBE, AttachType.TRACE_KPROBE_MULTI, section="kprobe.multi")
     _attached(program, lambda: links.attach_kprobe_multi(program, symbols=[QUIET_FUNCTION]))
     return "kernel functions, many at once"
+
+
+def _kprobe_session() -> str:
+    program = idle_program(ProgramType.KPROBE, AttachType.TRACE_KPROBE_SESSION, section="kprobe.session")
+    _attached(program, lambda: links.attach_kprobe_multi(program, symbols=[QUIET_FUNCTION]))
+    return "kernel functions, entry and return of many at once"
 
 
 def _network_hooks() -> list[Finding]:

@@ -29,9 +29,9 @@ _SHARED_MAPS = (
     "function_cookies",
 )
 
-
-#: The object that watches over packets' identity.
+#: The objects that watch over packets' identity. They emit nothing, so nothing is there to configure.
 IDENTITY = "identity"
+IDENTITY_SESSION = "identity_session"
 
 
 class CaptureObjects:
@@ -67,7 +67,7 @@ class CaptureObjects:
             opened = undo.enter_context(BpfObject.open(self.directory / f"{name}.bpf.o"))
             for program in opened.programs.values():
                 program.autoload = program.name in programs
-            if name != IDENTITY:  # it emits nothing, so nothing is there to configure
+            if name not in (IDENTITY, IDENTITY_SESSION):
                 self._configure(opened, pages, dynptr=dynptr, linear_only=linear_only)
             self._share_maps(opened)
             prepared = undo.enter_context(opened.prepare())

@@ -21,13 +21,14 @@ from packet_tracer.bpf.link import Link
 from packet_tracer.bpf.maps import Map, RawMap
 from packet_tracer.bpf.parallel import load_together
 from packet_tracer.bpf.program import PreparedProgram, Program
-from packet_tracer.errors import BpfError, UsageError
+from packet_tracer.errors import UsageError
 from packet_tracer.events._layout import COUNTERS_FIELDS, COUNTERS_FORMAT, SNAPLEN_MAX, Hook, ProbeId
 from packet_tracer.filter.patch import patch
 from packet_tracer.probes.catalogue import PROBES, Probe
 from packet_tracer.probes.function_backends import FunctionAttacher
+from packet_tracer.probes.identity import IdentityWatch
 from packet_tracer.probes.memory import UNKNOWN, page_mapping
-from packet_tracer.probes.objects import IDENTITY, CaptureObjects
+from packet_tracer.probes.objects import CaptureObjects
 from packet_tracer.probes.program_probes import ProgramAttacher
 from packet_tracer.probes.setup import Counters, KernelSetup, Tracking
 
@@ -37,34 +38,6 @@ _END_PROBES = (ProbeId.KFREE_SKB, ProbeId.CONSUME_SKB)
 _NETFILTER_PRIORITY = -(1 << 31) + 1
 #: PARSE_BYTES in bpf_src/parse.bpf.h: with no more than this a record has the smallest room.
 _SMALL_SNAPLEN = 128
-#: Without these a packet's identity is not exact: where buffers end (one of two), are given away, and grow.
-_BUFFER_ENDS = ("skb_free_head", "skb_release_data")
-_BUFFER_BIRTHS = ("alloc_skb", "netdev_alloc_skb", "napi_alloc_skb")
-_NEEDED = ("kfree_skb_partial", "pskb_expand_head_before", "pskb_expand_head_after")
-#: Where an xdp_frame becomes an skb: as on most kernels, and as on older ones.
-_FRAME_TO_SKB = ("build_skb_from_frame", "build_skb")
-_REFINEMENTS = (
-    "skb_copy_header",
-    "skb_copy",
-    "pskb_copy",
-    "skb_copy_expand",
-    "napi_skb_free_stolen_head",
-    "skb_segment",
-    "ip_frag_next",
-    "ip6_frag_next",
-    "ip_fraglist_init",
-    "ip6_fraglist_init",
-    "skb_gro_receive",
-    "skb_gro_receive_list",
-    "skb_try_coalesce",
-    "inet_frag_reasm_finish",
-    "tcp_retransmit_skb",
-    "tcp_retransmit_skb_after",
-    "tcp_retransmit_skb_caller",
-    "tcp_retransmit_skb_caller_after",
-    "tcp_transmit_skb",
-    "tcp_fragment",
-)
 
 
 class ProbeSession:
@@ -113,7 +86,9 @@ class ProbeSession:
     def __enter__(self) -> ProbeSession:
         try:
             if self.setup.functions or self.setup.programs:
-                self._watch_identity()
+                watch = IdentityWatch(self._objects, self._stack)
+                self._objects.exact_identity = watch.attach()
+                self.notes.append(f"identity: {watch.means or 'by best effort'}")
             self._load()
             self._attach()
         except BaseException:
@@ -132,50 +107,10 @@ class ProbeSession:
     def detach(self) -> None:
         """Take all that emits events off its hooks; maps, counters and what lies in the rings stay readable.
 
-        What watches over identity is left to :meth:`close`: some thirty trampolines, each 0.1 s to be rid of
-        (packet_tracer.probes.function_backends), and the last events need not wait for that.
+        What watches over identity is left to :meth:`close`: the last events need not wait for it.
         """
         attached, self.links = self.links, []
         links.close_all(attached)
-
-    # Identity
-
-    def _watch_identity(self) -> None:
-        """Attach to the functions that move and end a packet's buffer, where there are trampolines.
-
-        They come first: of several programs on one function the last one attached runs first, so a probe
-        still sees the packet that ends there.
-        """
-        try:
-            prepared = self._objects.prepare(
-                IDENTITY,
-                (*_BUFFER_ENDS, *_BUFFER_BIRTHS, *_NEEDED, *_FRAME_TO_SKB, *_REFINEMENTS),
-                UNKNOWN,
-            )
-        except BpfError:
-            return
-        final, each = (prepared[name] for name in _BUFFER_ENDS)
-        if not self._watch(final):
-            if not self._watch(each):
-                return
-            for name in _BUFFER_BIRTHS:
-                self._watch(prepared[name])
-        self._objects.exact_identity = self._watch_all(prepared, _NEEDED)
-        if self._objects.exact_identity:
-            self._watch_all(prepared, _REFINEMENTS)
-            any(self._watch(prepared[name]) for name in _FRAME_TO_SKB)
-
-    def _watch_all(self, prepared: dict[str, PreparedProgram], names: Sequence[str]) -> bool:
-        return sum(self._watch(prepared[name]) for name in names) == len(names)
-
-    def _watch(self, prepared: PreparedProgram) -> bool:
-        """Load and attach a program for a function that this kernel may not have; return whether it has."""
-        try:
-            program = self._stack.enter_context(prepared.load(log=False))
-            self._stack.enter_context(links.attach_tracing(program))
-        except BpfError:
-            return False
-        return True
 
     # Loading
 

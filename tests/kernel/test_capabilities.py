@@ -23,6 +23,7 @@ FINDINGS = {
     "fentry": "fentry",
     "kprobe": "kprobe",
     "kprobe-multi": "kprobe-multi",
+    "kprobe-session": "kprobe-session",
     "xdp": "xdp",
     "tc": "tc",
     "cgroup-skb": "cgroup_skb",

@@ -21,13 +21,14 @@ CAPABILITIES = {
     "cookie": "a cookie for each tracing link, so one program serves many functions",
     "drop-reasons": "`kfree_skb` says why",
     "kprobe-multi": "one program on thousands of functions in one call",
+    "kprobe-session": "one program on many functions' entries and returns (`bpf_session_cookie`)",
     "tcx": "traffic control links",
     "netfilter-link": "BPF programs as netfilter hooks",
 }
 
 _EVERYWHERE = frozenset({"btf", "ring-buffer", "tracepoint", "fentry", "kprobe", "xdp", "tc", "cgroup-skb"})
 _SINCE_6_1 = _EVERYWHERE | {"module-btf", "cookie", "drop-reasons"}
-_SINCE_6_12 = _SINCE_6_1 | {"kprobe-multi", "tcx", "netfilter-link"}
+_SINCE_6_12 = _SINCE_6_1 | {"kprobe-multi", "kprobe-session", "tcx", "netfilter-link"}
 
 REQUIREMENTS = {
     "bullseye": _EVERYWHERE,

@@ -37,6 +37,7 @@ PROGRAMS = {
         "fentry": {"pointer_entry", "pointer_remember", "buffer_entry", "buffer_remember"},
         "fexit": {"pointer_return", "buffer_return"},
     },
+    "identity_session": {"kprobe.session": {"watch_identity"}},
     "identity": {
         "fentry/skb_free_head": {"skb_free_head"},
         "fentry/skb_release_data": {"skb_release_data"},
