@@ -32,7 +32,7 @@ def found() -> dict[str, Any]:
 
 def test_every_no_has_a_reason(found: dict[str, Any]) -> None:
     hooks = {finding["name"]: finding for finding in found["hooks"]}
-    assert set(hooks) == HOOKS | {"kprobe", "kprobe-multi"}
+    assert set(hooks) == HOOKS | {"kprobe", "kprobe-multi", "kprobe-session"}
     for section in ("kernel", "privileges", "hooks", "others"):
         for finding in found[section]:
             assert finding["detail"], finding
