@@ -103,7 +103,10 @@ def _parse(words: list[str]) -> tuple[argparse.Namespace, str]:
     parser.add_argument(
         "--tests", action="append", default=[], help="a test file, or any pytest argument; repeatable"
     )
-    parser.add_argument("--timeout", type=float, default=900, metavar="SECONDS", help="for each kernel (900)")
+    # All tests take half an hour to an hour where others want the CPUs too; one that hangs fails by itself.
+    parser.add_argument(
+        "--timeout", type=float, default=5400, metavar="SECONDS", help="for each kernel (%(default)s)"
+    )
     parser.add_argument("--memory", default="2G", help="of the guest (2G)")
     parser.add_argument("--cpus", type=int, default=2, help="of the guest (2)")
     parser.add_argument(
