@@ -237,9 +237,11 @@ def test_a_waiting_reader_is_woken(filler: Filler, flags: int, at_most: float) -
     with RingBuffer(filler.rings) as ring:
         producer = threading.Thread(target=produce)
         producer.start()
-        assert ring.read(5).count == 3
+        count = ring.read(5).count
         late = time.monotonic() - written[0]
         producer.join()
+        # Woken by the first, it may have been faster than who wrote the others.
+        assert count == 3 or 0 < count == 3 - ring.read(5).count
         assert late < at_most + SLACK
 
 
