@@ -325,14 +325,22 @@ class Tracer:
         """Return how often a probe was left out because it was running on that CPU already, for packets of
         the whole host: those of :meth:`stats`, and all functions together. Live, and after the end.
         """
-        functions = self._missed if self._session is None else self._session.missed_by_functions()
-        return functions + sum(counters.missed for counters in self.stats().values())
+        if self._session is None:
+            functions, counters = self._missed, self._counters
+        else:
+            functions, counters = self._session.missed_by_functions(), self._session.counters()
+        return functions + sum(counters[probe_id].missed for probe_id in self._ids() & counters.keys())
 
     def tracking(self) -> Tracking:
         """Return how many packets got an id, and how many were forgotten: there were too many."""
         if self._session is None:
             raise ValueError("the tracer is not started" if self._context is None else "the tracer is closed")
         return self._session.tracking()
+
+    def _ids(self) -> set[int]:
+        """The probe ids of all that was asked for but functions."""
+        of_programs = {traced.probe_id + at for traced in self.programs for at in (0, 1)}
+        return {probe.probe_id for probe in self.probes} | of_programs
 
     def _function_names(self) -> dict[int, str]:
         names = {probe.probe_id: probe.name for probe in self.functions}

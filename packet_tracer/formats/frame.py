@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import datetime, timezone
+from operator import attrgetter
 from typing import Any
 
 from packet_tracer._version import __version__
@@ -27,6 +28,7 @@ _COUNTERS = {
     "untracked": "kept without a packet id, because the table of packets was full",
     "missed": "of the whole host that the kernel kept from the probe, because it ran on that CPU already",
 }
+_values = attrgetter(*_COUNTERS)  # dataclasses.asdict() takes 20 us for each of thousands of functions
 
 
 def start_line(*, probes: Iterable[str], snaplen: int, wall_clock_offset_ns: int) -> str:
@@ -69,7 +71,9 @@ def totals(
         "packets": packets,
         "lost": sum(counters.lost_ring for counters in stats.values()),
         "duration_seconds": round(duration_seconds, 6),
-        "probes": {name: asdict(counters) for name, counters in stats.items()},
+        "probes": {
+            name: dict(zip(_COUNTERS, _values(counters), strict=True)) for name, counters in stats.items()
+        },
     }
 
 

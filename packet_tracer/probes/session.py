@@ -18,7 +18,7 @@ from packet_tracer.bpf import link as links
 from packet_tracer.bpf.btf import Btf, Kind
 from packet_tracer.bpf.errors import ProgramLoadError
 from packet_tracer.bpf.link import Link
-from packet_tracer.bpf.maps import Map, RawMap
+from packet_tracer.bpf.maps import Map, RawMap, batch
 from packet_tracer.bpf.parallel import load_together
 from packet_tracer.bpf.program import PreparedProgram, Program
 from packet_tracer.errors import UsageError
@@ -237,19 +237,30 @@ class ProbeSession:
 
     def counters(self) -> dict[int, Counters]:
         """Return the counters of every probe in use, by probe id; a function's return has its own."""
+        read = self._read_counters()
         found = {
-            probe.probe_id: replace(self._read_counters(probe.probe_id), missed=self._missed(probe))
+            probe.probe_id: replace(read[probe.probe_id], missed=self._missed(probe))
             for probe in self._attached_probes()
         }
         for function in self.setup.functions:
-            found[function.probe_id] = self._read_counters(function.probe_id)
+            found[function.probe_id] = read[function.probe_id]
             if self.setup.returns:
-                found[function.probe_id + 1] = self._read_counters(function.probe_id + 1)
+                found[function.probe_id + 1] = read[function.probe_id + 1]
         for traced in self.setup.programs:
             for probe_id in (traced.probe_id, traced.probe_id + 1):
-                missed = self._programs.missed(probe_id)
-                found[probe_id] = replace(self._read_counters(probe_id), missed=missed)
+                found[probe_id] = replace(read[probe_id], missed=self._programs.missed(probe_id))
         return found
+
+    def _read_counters(self) -> list[Counters]:
+        """Return all counters, by probe id: of thousands of functions in one system call, most are zero."""
+        table = self.maps["counters"]
+        try:
+            values = b"".join(values for _, values in batch.read(table))
+        except batch.NoBatch:  # before Linux 5.13
+            keys = range(table.max_entries)
+            values = b"".join(table.raw.lookup(struct.pack("=I", key)) or b"" for key in keys)
+        size = table.value_buffer_size
+        return [_total(values[at : at + size]) for at in range(0, len(values), size)]
 
     def tracking(self) -> Tracking:
         """Return how many packets got an id, and how many of them are remembered still: counts the table."""
@@ -257,13 +268,6 @@ class ProbeSession:
         for row in struct.iter_unpack("=QQQ", self.maps["tracking"].raw.lookup(bytes(4)) or b""):
             births, deaths = births + row[0], deaths + row[1]
         return Tracking(births, deaths, len(list(self.maps["packets"].raw.keys())))
-
-    def _read_counters(self, probe_id: int) -> Counters:
-        values = self.maps["counters"].raw.lookup(struct.pack("=I", probe_id))
-        totals = [0] * len(COUNTERS_FIELDS)
-        for row in struct.iter_unpack(COUNTERS_FORMAT, values or b""):
-            totals = [total + value for total, value in zip(totals, row, strict=True)]
-        return Counters(*totals)
 
     def missed_by_functions(self) -> int:
         """Return how often the kernel left a function's program out, because it ran on that CPU already.
@@ -277,3 +281,13 @@ class ProbeSession:
         if probe.hook != Hook.TRACEPOINT:
             return 0  # the kernel lets these run inside of themselves
         return sum(self.programs[name].info().recursion_misses for name in self._program_names(probe))
+
+
+_NOTHING = Counters(*[0] * len(COUNTERS_FIELDS))
+
+
+def _total(value: bytes) -> Counters:
+    """Return the sum of one probe's counters over all CPUs."""
+    if value.count(0) == len(value):
+        return _NOTHING
+    return Counters(*map(sum, zip(*struct.iter_unpack(COUNTERS_FORMAT, value), strict=True)))
