@@ -31,8 +31,6 @@ from packet_tracer.probes.session import ProbeSession
 from packet_tracer.probes.setup import Counters, KernelSetup, Tracking, clock_offset_ns
 from packet_tracer.probes.stages import choose
 
-#: Longest wait for records before a stop, a signal or a deadline is looked for, in seconds.
-_SLICE = 0.1
 #: Events made between two looks at the clock: a batch may hold many, and its reader be slow.
 _EVENTS_BETWEEN_LOOKS = 64
 
@@ -184,6 +182,8 @@ class Tracer:
         them.
         """
         self._stopped = True
+        if self._ring is not None:
+            self._ring.wake()
 
     @property
     def stopped(self) -> bool:
@@ -242,11 +242,11 @@ class Tracer:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._stopped:
-            wait = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
-            batch = self._reader().read(max(wait, 0.0))
+            wait = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            batch = self._reader().read(wait)
             if batch.count:
                 yield EventBatch(batch, self.context)
-            if wait <= 0:
+            if wait == 0:
                 return
         yield from self._drain()
 

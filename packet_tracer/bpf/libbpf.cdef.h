@@ -697,6 +697,7 @@ void ptrace_rings_free(struct ptrace_rings *rings);
 int ptrace_rings_fileno(const struct ptrace_rings *rings);
 int ptrace_rings_announce(struct ptrace_rings *rings, __u64 delay_ns);
 int ptrace_rings_wait(struct ptrace_rings *rings, int timeout_ms);
+int ptrace_rings_watch(struct ptrace_rings *rings, int look_ms, int timeout_ms);
 int ptrace_rings_pending(const struct ptrace_rings *rings);
 int ptrace_rings_read(struct ptrace_rings *rings, __u64 before_ns, __u8 *data, size_t data_size, __u32 *offsets,
 		      __u32 *sizes, __u32 capacity);

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from packet_tracer.bpf.library import CData
 from packet_tracer.bpf.maps import Map
 from packet_tracer.errors import ENOTSUPP, RecordError
 
-#: How often to look at rings whose producers do not announce records, in milliseconds; Ctrl-C waits no
-#: longer.
+#: How often to look at rings whose producers do not announce records, in milliseconds.
 _LOOK_MS = 100
+#: How long to wait in one call: a signal that comes right before it is not seen before its end.
+_WAIT_MS = 1000
 _NO_LIMIT = (1 << 64) - 1
 #: A batch has room for so many records as if each were this small.
 _SMALLEST_RECORD = 32
@@ -147,6 +149,8 @@ class RingBuffer:
         self._bad_seen = 0
         self._delivered = 0
         self._wakeups = 0
+        self._woken = False
+        self._closing = threading.RLock()  # a signal handler may come upon close() in its own thread
 
     def __enter__(self) -> RingBuffer:
         return self
@@ -156,9 +160,10 @@ class RingBuffer:
 
     def close(self) -> None:
         """Unmap the rings. Batches already read stay valid."""
-        rings, self._rings = self._rings, None
-        if rings is not None:
-            lib.ptrace_rings_free(rings)
+        with self._closing:
+            rings, self._rings = self._rings, None
+            if rings is not None:
+                lib.ptrace_rings_free(rings)
 
     def _open(self) -> CData:
         if self._rings is None:
@@ -185,8 +190,9 @@ class RingBuffer:
     def read(self, timeout: float | None = None) -> RecordBatch:
         """Return the records there are, waiting for some ``timeout`` seconds at most (None: for ever).
 
-        Empty on time-out, which is kept to 10 ms. Signal handlers run while it waits, so Ctrl-C raises
-        KeyboardInterrupt. Raises RecordError once for records skipped since, after what came before them.
+        Empty on time-out, which is kept to 10 ms, and after :meth:`wake`. Signal handlers run while it
+        waits, so Ctrl-C raises KeyboardInterrupt. Raises RecordError once for records skipped since, after
+        what came before them.
         """
         rings = self._open()
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -203,7 +209,20 @@ class RingBuffer:
                 if self._announces and rings.held_timestamp:
                     self._announce(max(self._until(rings.held_timestamp), 100_000))
                 return batch
+            if self._woken:
+                self._woken = False
+                return batch
             self._wait(rings, remaining)
+
+    def wake(self) -> None:
+        """Let a :meth:`read` that waits, or else the next one that would, return.
+
+        May be called from any thread, and by a signal handler.
+        """
+        with self._closing:
+            self._woken = True
+            if self._rings is not None:
+                self._announce(1)
 
     def flush(self) -> RecordBatch:
         """Return records however young: for after detaching. Call it until it returns an empty batch.
@@ -225,7 +244,7 @@ class RingBuffer:
         return timestamp + self._window_ns - time.monotonic_ns()
 
     def _wait(self, rings: CData, remaining: float | None) -> None:
-        wait_ms = _LOOK_MS
+        wait_ms = _WAIT_MS
         if remaining is not None:
             wait_ms = min(wait_ms, int(remaining * 1000) + 1)
         if rings.held_timestamp:
@@ -234,7 +253,7 @@ class RingBuffer:
             if held_ns > 0:
                 time.sleep(min(held_ns / 1e9, wait_ms / 1000))
             return
-        result = lib.ptrace_rings_wait(rings, wait_ms)
+        result = lib.ptrace_rings_watch(rings, _LOOK_MS, wait_ms)
         self._wakeups += 1
         if result < 0 and -result != errno.EINTR:
             raise OSError(-result, os.strerror(-result))

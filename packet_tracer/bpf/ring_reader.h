@@ -7,6 +7,7 @@
 #define PTRACE_RING_READER_H
 
 #include <errno.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -164,10 +165,10 @@ static int ptrace_rings_announce(struct ptrace_rings *rings, __u64 delay_ns)
 	return timerfd_settime(rings->timer_fd, 0, &timer, NULL) ? -errno : 0;
 }
 
-static int ptrace_rings_wait(struct ptrace_rings *rings, int timeout_ms)
+static int rings_wait(struct ptrace_rings *rings, int timeout_ms, const sigset_t *signals_blocked)
 {
 	struct epoll_event events[64];
-	int ready = epoll_wait(rings->epoll_fd, events, 64, timeout_ms), i;
+	int ready = epoll_pwait(rings->epoll_fd, events, 64, timeout_ms, signals_blocked), i;
 	__u64 expired;
 
 	if (ready < 0)
@@ -178,6 +179,11 @@ static int ptrace_rings_wait(struct ptrace_rings *rings, int timeout_ms)
 			continue; /* somebody set it anew in the meantime */
 	}
 	return ready;
+}
+
+static int ptrace_rings_wait(struct ptrace_rings *rings, int timeout_ms)
+{
+	return rings_wait(rings, timeout_ms, NULL);
 }
 
 static int ptrace_rings_pending(const struct ptrace_rings *rings)
@@ -191,6 +197,27 @@ static int ptrace_rings_pending(const struct ptrace_rings *rings)
 			return 1;
 	}
 	return 0;
+}
+
+/*
+ * Wait for records: those that are announced, and every look_ms also those that are not. Returns 0 after timeout_ms, -EINTR
+ * for a signal: none comes between two looks, where it would not be noticed before the end. Here and not in Python, whose
+ * turn each look would be: that was most of what an idle capture cost.
+ */
+static int ptrace_rings_watch(struct ptrace_rings *rings, int look_ms, int timeout_ms)
+{
+	sigset_t all, before;
+	int ready, slice;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	do {
+		slice = look_ms < timeout_ms ? look_ms : timeout_ms;
+		ready = rings_wait(rings, slice, &before);
+		timeout_ms -= slice;
+	} while (!ready && timeout_ms > 0 && !ptrace_rings_pending(rings));
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return ready;
 }
 
 static __u64 ring_step(__u32 length)
