@@ -14,7 +14,6 @@ from dataclasses import replace
 from types import TracebackType
 
 from packet_tracer import netns as namespaces
-from packet_tracer.bpf.maps.stacks import StackTrace
 from packet_tracer.bpf.ring import RingBuffer
 from packet_tracer.errors import NotSupportedError, UsageError
 from packet_tracer.events import Context, Event, EventBatch
@@ -377,10 +376,11 @@ class Tracer:
         """
         if self._session is None:
             raise ValueError("stacks are read while the tracer is started")
-        stacks = self._session.maps["stacks"]
-        assert isinstance(stacks, StackTrace)
+        from packet_tracer.bpf.maps.stacks import StackTrace
+
         name = self.context.symbols.name
-        return tuple(frame.symbol or f"{frame.address:#x}" for frame in stacks.frames(stack_id, name))
+        with StackTrace.from_map(self._session.maps["stacks"]) as stacks:
+            return tuple(frame.symbol or f"{frame.address:#x}" for frame in stacks.frames(stack_id, name))
 
     def _reader(self) -> RingBuffer:
         if self._ring is None:

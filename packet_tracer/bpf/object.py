@@ -163,17 +163,19 @@ class OpenedObject:
             memory = self.maps[section].initial_value
             memory[offset : offset + size] = value.ljust(size, b"\0")
 
-    def prepare(self) -> PreparedObject:
+    def prepare(self, maps: type[Map] = Map) -> PreparedObject:
         """Create the maps and fit the programs to this kernel's types (CO-RE); nothing is verified yet.
 
-        Takes over this object. Raises ObjectPrepareError; ``map`` names a map that can't be created.
+        ``maps`` is the class that maps are opened as: by default each as its type's own, with codecs;
+        ``RawMap`` spares the time to import and choose them. Takes over this object. Raises
+        ObjectPrepareError; ``map`` names a map that can't be created.
         """
         handle = self._live()
         clear_messages()
         result = lib.bpf_object__prepare(handle)
         if result < 0:
             self._raise_prepare(-result)
-        return PreparedObject(self)
+        return PreparedObject(self, maps)
 
     def _raise_prepare(self, number: int) -> None:
         said = messages()
@@ -224,10 +226,10 @@ class PreparedObject:
     ``programs`` are those with ``autoload``; ``maps`` are closed with it or handed on by :meth:`load`.
     """
 
-    def __init__(self, opened: OpenedObject) -> None:
+    def __init__(self, opened: OpenedObject, maps: type[Map]) -> None:
         self._handle, opened._handle = opened._handle, None
         self.name = opened.name
-        self.maps: Mapping[str, Map] = MappingProxyType(open_maps(opened.maps.values(), opened.btf))
+        self.maps: Mapping[str, Map] = MappingProxyType(open_maps(opened.maps.values(), opened.btf, maps))
         btf_fd = lib.bpf_object__btf_fd(self._handle)
         self.programs: Mapping[str, PreparedProgram] = MappingProxyType(
             {
@@ -317,13 +319,13 @@ class LoadedObject:
         return memoryview(ffi.buffer(pointer, size[0]))
 
 
-def open_maps(specs: Iterable[MapSpec], btf: Btf) -> dict[str, Map]:
+def open_maps(specs: Iterable[MapSpec], btf: Btf, kind: type[Map] = Map) -> dict[str, Map]:
     """Return maps over duplicates of libbpf's file descriptors, so that each has one owner."""
     maps = {}
     for spec in specs:
         fd = lib.bpf_map__fd(spec._handle)
         if spec.autocreate and fd >= 0:
-            maps[spec.name] = Map.from_fd(fd)
+            maps[spec.name] = kind.from_fd(fd)
             maps[spec.name].describe(btf, *spec.type_ids)
     return maps
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import platform
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -35,9 +34,8 @@ def _version(wanted: bool) -> None:
         from packet_tracer import __version__
         from packet_tracer.bpf.library import version
 
-        typer.echo(
-            f"packet-tracer {__version__}, libbpf {version()}, {platform.system()} {platform.release()}"
-        )
+        kernel = os.uname()
+        typer.echo(f"packet-tracer {__version__}, libbpf {version()}, {kernel.sysname} {kernel.release}")
         raise typer.Exit
 
 

@@ -70,7 +70,7 @@ class CaptureObjects:
             if name not in (IDENTITY, IDENTITY_SESSION):
                 self._configure(opened, pages, dynptr=dynptr, linear_only=linear_only)
             self._share_maps(opened)
-            prepared = undo.enter_context(opened.prepare())
+            prepared = undo.enter_context(opened.prepare(RawMap))
             self._adopt(prepared, undo)
             self._stack.push(undo.pop_all())
         return dict(prepared.programs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -96,7 +96,7 @@ def objects_directory() -> Path:
     """Return the directory of the BPF objects of this machine's architecture. NotSupportedError if there
     are none.
     """
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(os.uname().machine, os.uname().machine)
     directory = Path(__file__).resolve().parent.parent / "_objects" / machine
     if not directory.is_dir():
         raise NotSupportedError(

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -439,7 +440,7 @@ def test_a_namespace_named_twice_is_one(network: Lab) -> None:
 
 
 def test_an_installation_without_objects(network: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "vax")
+    monkeypatch.setattr("os.uname", lambda: SimpleNamespace(machine="vax"))
     with pytest.raises(NotSupportedError, match="no BPF objects for vax in this installation"):
         Tracer(netns=network.router.name, probes="netif_receive_skb").start()
 
