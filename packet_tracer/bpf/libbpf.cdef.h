@@ -663,6 +663,42 @@ struct ptrace_btf_entry {
 int ptrace_btf_index(const struct btf *btf, __u32 first, __u32 kind, const char *argument,
 		     struct ptrace_btf_entry *entries, char *names, size_t *names_size);
 
+struct ptrace_types {
+	const struct ptrace_types *base;
+	__u32 first_id;
+	__u32 end_id;
+	__u32 bad_id;
+	__u32 bad_kind;
+	...;
+};
+struct ptrace_function {
+	__u32 id;
+	__u32 name;
+	__u32 prototypes;
+	__s32 returned;
+	__u32 trampoline;
+	__u32 parameters;
+};
+struct ptrace_parameter {
+	__u32 slot;
+	__u32 structure;
+	__u32 pointers;
+};
+int ptrace_types_read(struct ptrace_types *types, const void *data, size_t size);
+void ptrace_types_free(struct ptrace_types *types);
+const __u32 *ptrace_types_at(const struct ptrace_types *types, __u32 id);
+const char *ptrace_types_name(const struct ptrace_types *types, __u32 offset);
+int ptrace_types_functions(const struct ptrace_types *types, const char *structs, __u32 count,
+			   struct ptrace_function *functions, __u32 functions_room,
+			   struct ptrace_parameter *parameters, __u32 parameters_room, __u32 *parameters_used);
+
+struct ptrace_hit {
+	__u32 key;
+	__u32 line;
+};
+int ptrace_lines_find(const char *text, size_t text_size, __u32 skip, const char *keys, size_t keys_size,
+		      struct ptrace_hit *hits, __u32 room);
+
 int ptrace_perf_event_open(__u32 type, __u64 config, const char *function, __u64 address);
 
 struct ptrace_perf {

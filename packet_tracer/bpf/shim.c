@@ -263,4 +263,6 @@ static int ptrace_perf_poll(struct ptrace_perf *perf, int timeout_ms)
 	return perf_buffer__poll(perf->buffer, timeout_ms);
 }
 
+#include "btf_functions.h"
+#include "lines.h"
 #include "ring_reader.h"

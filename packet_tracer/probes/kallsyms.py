@@ -1,17 +1,19 @@
 """Where kernel functions are, and which of them ftrace can trace: /proc/kallsyms and tracefs.
 
-Both files have a line for each of some 100,000 symbols; only those asked for are looked at, in one pass. A
+Both files have a line for each of some 100,000 symbols; those asked for are picked out in C (``lines.h``). A
 function's key is its name, with ``" [module]"`` behind it where it belongs to one, as tracefs writes it.
 """
 
 from __future__ import annotations
 
 import errno
+import struct
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from packet_tracer.bpf._libbpf import ffi, lib
 from packet_tracer.bpf.privileges import lockdown
 from packet_tracer.errors import error_text
 
@@ -20,8 +22,12 @@ KALLSYMS = Path("/proc/kallsyms")
 TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 
 #: An address line's fields have fixed widths: sixteen digits, a space, the type, a space.
-_TYPE, _NAME = 17, 19
+_DIGITS, _TYPE, _NAME = 16, 17, 19
 _TEXT_TYPES = b"tTwW"
+_HIT = struct.Struct("=II")
+#: What :func:`page_variables` tells. Noted whenever the file is read: to write it takes the kernel 50 ms.
+_VARIABLES = ("vmemmap_base", "page_offset_base")
+_noted: dict[str, int] = {}
 #: ftrace patches a few bytes into a function, behind what marks it as a target of indirect jumps.
 _PATCH_SITE_BYTES = 16
 
@@ -37,12 +43,46 @@ def function_addresses(keys: Collection[str]) -> dict[str, list[int]]:
     Functions that the kernel doesn't have are missing; so are all where it hides addresses (kptr_restrict, no
     CAP_SYSLOG). Raises OSError where /proc/kallsyms can't be read.
     """
-    wanted = {key.replace(" [", "\t[").encode(): key for key in keys}
+    text = KALLSYMS.read_bytes()
     found: dict[str, list[int]] = {}
-    for line in KALLSYMS.read_bytes().split(b"\n"):
-        if line[_NAME:] in wanted and line[_TYPE] in _TEXT_TYPES and (address := int(line[:16], 16)):
-            found.setdefault(wanted[line[_NAME:]], []).append(address)
+    # The file has a tab there, where tracefs has a space.
+    wanted = {key.replace(" [", "\t["): key for key in (*keys, *_VARIABLES)}
+    for name, line in _lines(text, wanted, skip=_NAME):
+        address = int(text[line : line + _DIGITS], 16)
+        if name in _VARIABLES:
+            _noted[name] = address
+        elif address and text[line + _TYPE] in _TEXT_TYPES:
+            found.setdefault(wanted[name], []).append(address)
     return {key: sorted(addresses) for key, addresses in found.items()}
+
+
+def page_variables() -> tuple[int, int]:
+    """Return the addresses of ``vmemmap_base`` and ``page_offset_base``, 0 for what is hidden or not there.
+
+    Raises OSError where /proc/kallsyms can't be read.
+    """
+    if not _noted:
+        _noted.update(dict.fromkeys(_VARIABLES, 0))
+        function_addresses(())
+    vmemmap, page_offset = (_noted.get(name, 0) for name in _VARIABLES)
+    return vmemmap, page_offset
+
+
+def _lines(text: bytes, keys: Collection[str], *, skip: int = 0) -> Iterator[tuple[str, int]]:
+    """Yield the keys that are lines of ``text`` from byte ``skip`` of a line on, and where it begins."""
+    names = list(keys)
+    joined = "".join(f"{name}\n" for name in names).encode()
+    room = 2 * len(names)
+    while True:
+        hits = ffi.new("struct ptrace_hit[]", room)
+        found = lib.ptrace_lines_find(text, len(text), skip, joined, len(joined), hits, room)
+        if found < 0:
+            raise MemoryError
+        if found <= room:
+            break
+        room = found
+    for place, line in _HIT.iter_unpack(ffi.buffer(hits)[: found * _HIT.size]):
+        yield names[place], line
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +102,34 @@ def traceable_functions(keys: Collection[str]) -> Traceable:
     for folder in TRACEFS:
         path = folder / "available_filter_functions"
         try:
-            lines = path.read_bytes().split(b"\n")
+            text = path.read_bytes()
         except OSError as error:
             refusal = refusal or _refusal(path, error)
             continue
-        wanted = {key.encode(): key for key in keys}
-        return Traceable(Counter(wanted[line] for line in lines if line in wanted), str(path))
+        return Traceable(Counter(key for key, _ in _lines(text, keys)), str(path))
     return Traceable(None, refusal or "tracefs is not mounted (mount -t tracefs tracefs /sys/kernel/tracing)")
 
 
-def at_patch_sites(addresses: Collection[int]) -> list[int] | None:
-    """Return those addresses of functions that ftrace can trace, or None where that can't be known.
+def patch_sites(keys: Collection[str]) -> dict[str, list[int]]:
+    """Return where ftrace patches functions, by key; nothing where that can't be known.
 
     The file that tells is of Linux 6.5 (83f74441bcb1).
     """
     for folder in TRACEFS:
         try:
-            lines = (folder / "available_filter_functions_addrs").read_bytes().split(b"\n")
+            text = (folder / "available_filter_functions_addrs").read_bytes()
         except OSError:
             continue
-        sites = {int(line[:16], 16) for line in lines if line}
-        return [
-            address
-            for address in addresses
-            if not sites.isdisjoint(range(address, address + _PATCH_SITE_BYTES + 1))
-        ]
-    return None
+        sites: dict[str, list[int]] = {}
+        for key, line in _lines(text, keys, skip=_DIGITS + 1):
+            sites.setdefault(key, []).append(int(text[line : line + _DIGITS], 16))
+        return sites
+    return {}
+
+
+def is_patched(address: int, sites: Collection[int]) -> bool:
+    """Whether the function at an address is one of those that have these :func:`patch_sites`."""
+    return any(0 <= site - address <= _PATCH_SITE_BYTES for site in sites)
 
 
 def _refusal(path: Path, error: OSError) -> str:

@@ -9,18 +9,17 @@ Documentation/arch/x86/x86_64/mm.rst).
 from __future__ import annotations
 
 import os
-import platform
-import re
 import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from packet_tracer.bpf.btf import Btf, Struct
+from packet_tracer.bpf.maps import RawMap
 from packet_tracer.bpf.object import BpfObject
 from packet_tracer.errors import PtraceError
+from packet_tracer.probes.kallsyms import page_variables
 
-_KALLSYMS = Path("/proc/kallsyms")
 _WORD = 1 << 64
 
 
@@ -38,22 +37,11 @@ class PageMapping:
 UNKNOWN = PageMapping(0, 64, 12)
 
 
-def symbol_addresses(names: frozenset[str]) -> dict[str, int]:
-    """Return the addresses of kernel symbols that /proc/kallsyms tells; those it hides are left out."""
-    wanted = b"|".join(re.escape(name.encode()) for name in sorted(names))
-    try:
-        text = _KALLSYMS.read_bytes()
-    except OSError:
-        return {}
-    found = re.findall(rb"^([0-9a-f]+) . (" + wanted + rb")$", text, re.MULTILINE)
-    return {name.decode(): address for digits, name in found if (address := int(digits, 16))}
-
-
 def read_word(objects: Path, address: int) -> int:
     """Return the 64-bit word at a kernel address. Raises BpfError where it can't be read."""
     with BpfObject.open(objects / "memory.bpf.o") as opened:
         opened.set_rodata(address=address)
-        with opened.prepare() as prepared, prepared.load() as loaded:
+        with opened.prepare(RawMap) as prepared, prepared.load() as loaded:
             loaded.programs["read_word"].test_run()
             value = loaded.maps[".bss"].raw.lookup(bytes(4))
     return int(struct.unpack_from("=Q", value or bytes(8))[0])
@@ -62,16 +50,15 @@ def read_word(objects: Path, address: int) -> int:
 @cache
 def page_mapping(objects: Path) -> PageMapping:
     """Return this kernel's mapping, :data:`UNKNOWN` where the kernel does not show it."""
-    if platform.machine() != "x86_64":
-        return UNKNOWN
-    addresses = symbol_addresses(frozenset({"vmemmap_base", "page_offset_base"}))
-    if len(addresses) != 2:
+    if os.uname().machine != "x86_64":
         return UNKNOWN
     try:
-        vmemmap = read_word(objects, addresses["vmemmap_base"])
-        page_offset = read_word(objects, addresses["page_offset_base"])
+        addresses = page_variables()
+        if not all(addresses):
+            return UNKNOWN
+        vmemmap, page_offset = (read_word(objects, address) for address in addresses)
         page = Btf.vmlinux().struct("page")
-    except PtraceError:
+    except (OSError, PtraceError):
         return UNKNOWN
     assert isinstance(page, Struct)
     shift = os.sysconf("SC_PAGE_SIZE").bit_length() - 1
