@@ -7,6 +7,7 @@ Documentation/bpf/ringbuf.rst for what the kernel does.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import sys
 import threading
@@ -80,13 +81,15 @@ class _Buffers:
         # References to a block that no memoryview or array is left on: how many depends on the interpreter.
         self._no_views = self._references()[0]
 
-    def _new(self) -> bytearray:
-        return bytearray(self.data_size + 8 * self.capacity)
+    def _new(self) -> mmap.mmap:
+        # Not a bytearray, all of which is written with zeros: pages come into being as batches need them.
+        size = self.data_size + 8 * self.capacity
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def _references(self) -> list[int]:
         return [sys.getrefcount(block) for block in self._blocks]
 
-    def next(self) -> bytearray:
+    def next(self) -> mmap.mmap:
         """Make a block current that nobody refers to: a new one where there is none."""
         unused = [index for index, count in enumerate(self._references()) if count == self._no_views]
         for surplus in reversed(unused[_BLOCKS_KEPT:]):
