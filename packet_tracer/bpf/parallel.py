@@ -1,4 +1,4 @@
-"""Several programs verified at once: a large one takes the kernel 20 ms, and it does not mind company."""
+"""Several programs verified at once, or maps created: each may take 20 ms, and it does not mind company."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from packet_tracer.bpf.program import Program
+from packet_tracer.bpf.library import Descriptor
 from packet_tracer.errors import BpfError
 
 Name = TypeVar("Name")
+Loaded = TypeVar("Loaded", bound=Descriptor)
 
 _THREADS_MAX = 8
 
 
-def load_together(loads: Mapping[Name, Callable[[], Program]]) -> dict[Name, Program]:
+def load_together(loads: Mapping[Name, Callable[[], Loaded]]) -> dict[Name, Loaded]:
     """Call all, by as many threads as there are CPUs to use, and return what each loaded, in their order.
 
     Where one raises, those loaded are closed, those not begun are left, and the first error is raised.
@@ -28,7 +29,7 @@ def load_together(loads: Mapping[Name, Callable[[], Program]]) -> dict[Name, Pro
     return {name: results[name] for name in loads}
 
 
-def load_each(loads: Mapping[Name, Callable[[], Program]]) -> dict[Name, Program | BpfError]:
+def load_each(loads: Mapping[Name, Callable[[], Loaded]]) -> dict[Name, Loaded | BpfError]:
     """Do the same, but return the BpfError of what is refused in the place of its program."""
     results, errors = _run(loads, lambda error: not isinstance(error, BpfError))
     refused = {name: error for name, error in errors.items() if isinstance(error, BpfError)}
@@ -40,11 +41,11 @@ def load_each(loads: Mapping[Name, Callable[[], Program]]) -> dict[Name, Program
 
 
 def _run(
-    loads: Mapping[Name, Callable[[], Program]], ends: Callable[[BaseException], bool]
-) -> tuple[dict[Name, Program], dict[Name, BaseException]]:
+    loads: Mapping[Name, Callable[[], Loaded]], ends: Callable[[BaseException], bool]
+) -> tuple[dict[Name, Loaded], dict[Name, BaseException]]:
     """Return what was loaded and what was raised; nothing is begun after an error that ``ends``."""
     names = list(loads)
-    results: dict[Name, Program] = {}
+    results: dict[Name, Loaded] = {}
     errors: dict[Name, BaseException] = {}
     following = iter(names)
     lock = threading.Lock()

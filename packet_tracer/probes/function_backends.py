@@ -31,7 +31,7 @@ from packet_tracer.bpf.errors import AttachError
 from packet_tracer.bpf.idle import QUIET_FUNCTION, idle_program
 from packet_tracer.bpf.link import Link
 from packet_tracer.bpf.maps import Map
-from packet_tracer.bpf.parallel import load_each
+from packet_tracer.bpf.parallel import load_each, load_together
 from packet_tracer.bpf.program import PreparedProgram, Program
 from packet_tracer.bpf.targets import open_module
 from packet_tracer.errors import BpfError, NotSupportedError
@@ -147,8 +147,10 @@ class FunctionAttacher:
 
     def _load(self, program: PreparedProgram, stack: ExitStack) -> Program:
         """Load a program once, for all functions."""
-        patched = patch(program, self.filter)
-        return self._keep(program.load(**patched.arguments()), stack)  # type: ignore[arg-type]
+        return self._keep(self._patched(program), stack)
+
+    def _patched(self, program: PreparedProgram) -> Program:
+        return program.load(**patch(program, self.filter).arguments())  # type: ignore[arg-type]
 
     def _keep(self, program: Program, stack: ExitStack) -> Program:
         stack.callback(program.close)
@@ -285,10 +287,14 @@ class FunctionAttacher:
             raise AttachError("kprobe-multi", what, errno=errno.EOPNOTSUPP, reason=reason)
         templates = self.load("kprobe", sorted({_MULTI[probe.way] for probe in probes}))
         usable = self._in_registers(probes)
-        for way, name in _MULTI.items():
-            group = [probe for probe in usable if probe.way == way]
-            if group:
-                yield from self._multi(self._load(templates[name], stack), group, returns=way == "made")
+        ways: dict[Way, list[FunctionProbe]] = {}
+        for probe in usable:
+            ways.setdefault(probe.way, []).append(probe)
+        loaded = load_together({way: partial(self._patched, templates[_MULTI[way]]) for way in ways})
+        for program in loaded.values():
+            self._keep(program, stack)
+        for way, group in ways.items():
+            yield from self._multi(loaded[way], group, returns=way == "made")
 
     def _multi(self, program: Program, probes: Sequence[FunctionProbe], *, returns: bool) -> Iterator[Link]:
         """Attach to all at once; one that refuses fails all, so it is looked for by halves and left out."""

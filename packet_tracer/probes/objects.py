@@ -5,11 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from packet_tracer.bpf.enums import MapType
 from packet_tracer.bpf.library import possible_cpus
 from packet_tracer.bpf.maps import Map, RawMap
 from packet_tracer.bpf.object import BpfObject, OpenedObject, PreparedObject
+from packet_tracer.bpf.parallel import load_together
 from packet_tracer.bpf.program import PreparedProgram
 from packet_tracer.events._layout import ProbeId
 from packet_tracer.probes.memory import PageMapping
@@ -125,10 +127,9 @@ class CaptureObjects:
             self.setup.addresses.fill(self.maps)
         if self.rings:
             return
-        for _ in online_cpus():
-            ring = RawMap.create(MapType.RINGBUF, 0, 0, self._ring_size, name="ring")
-            self.rings.append(undo.enter_context(ring))
-        by_cpu = dict(zip(online_cpus(), self.rings, strict=True))
+        create = partial(RawMap.create, MapType.RINGBUF, 0, 0, self._ring_size, name="ring")
+        by_cpu = load_together(dict.fromkeys(online_cpus(), create))
+        self.rings += [undo.enter_context(ring) for ring in by_cpu.values()]
         for cpu in range(possible_cpus()):
             # A CPU that comes online during the capture shares another's ring.
             chosen = by_cpu.get(cpu, self.rings[cpu % len(self.rings)])
