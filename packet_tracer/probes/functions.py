@@ -97,6 +97,8 @@ class SkbFunction:
         Where a function takes both, an ``xdp_buff`` may be made of the skb in it, an skb of the
         ``xdp_frame``.
         """
+        if len(self.arguments) < 2:
+            return next(iter(self.arguments), None)
         buffer, frame = self.argument(ArgumentKind.XDP_BUFF), self.argument(ArgumentKind.XDP_FRAME)
         skb = self.argument(ArgumentKind.SKB, ArgumentKind.SKB_POINTER)
         return (frame if buffer is None else None) or skb or buffer
