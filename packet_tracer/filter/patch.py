@@ -24,7 +24,8 @@ from packet_tracer.filter.stubs import SLOW, STUBS
 _INSTRUCTION_BYTES = 8
 _WORD = struct.Struct("=I")
 _IMMEDIATE = struct.Struct("=i")
-_CALL = ebpf.JMP | ebpf.JUMPS["call"]
+#: How a call of a function of the program begins.
+_CALL = bytes([ebpf.JMP | ebpf.JUMPS["call"], ebpf.PSEUDO_CALL << 4])
 _NOTHING = ebpf.Instruction(ebpf.JMP | ebpf.JUMPS["ja"])
 _EXIT = ebpf.Instruction(ebpf.JMP | ebpf.JUMPS["exit"])
 
@@ -98,7 +99,7 @@ def replace_functions(
             position += len(function.instructions)
         target = entry
         if SLOW in own:
-            _redirect(code, range(size), stub, entry)
+            _redirect(code, size, stub, entry)
             target, own[SLOW] = own[SLOW], stub
         for function in replacement.functions:
             code += _linked(program.name, function, own, len(code) // _INSTRUCTION_BYTES)
@@ -113,13 +114,14 @@ def _call(stub: int, at: int, target: int) -> ebpf.Instruction:
     return ebpf.Instruction(ebpf.JMP | ebpf.JUMPS["call"], 0, ebpf.PSEUDO_CALL, 0, target - at - 1)
 
 
-def _redirect(code: bytearray, places: range, old: int, new: int) -> None:
-    """Make the calls of the function at ``old`` calls of that at ``new``."""
-    for index in places:
-        at = index * _INSTRUCTION_BYTES
-        if code[at] != _CALL or code[at + 1] >> 4 != ebpf.PSEUDO_CALL:
-            continue
-        if index + 1 + _IMMEDIATE.unpack_from(code, at + 4)[0] == old:
+def _redirect(code: bytearray, size: int, old: int, new: int) -> None:
+    """Make the calls of the function at ``old``, by the first ``size`` instructions, calls of that at
+    ``new``.
+    """
+    at, end = -1, size * _INSTRUCTION_BYTES
+    while (at := code.find(_CALL, at + 1, end)) >= 0:
+        index, inside = divmod(at, _INSTRUCTION_BYTES)
+        if not inside and index + 1 + _IMMEDIATE.unpack_from(code, at + 4)[0] == old:
             _IMMEDIATE.pack_into(code, at + 4, new - index - 1)
 
 

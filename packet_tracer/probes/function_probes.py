@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -58,11 +59,10 @@ def number(functions: Iterable[SkbFunction]) -> tuple[FunctionProbe, ...]:
     usable = list(functions)
     if len(usable) > (0xFFFF - ProbeId.FUNCTION) // 2:
         raise UsageError(f"{len(usable)} functions are more than can be numbered")
-    names = [one.name for one in usable]
-    twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+    names = Counter(one.name for one in usable)
     return tuple(
         FunctionProbe(
-            f"{one.name}@{one.address:x}" if one.name in twice else one.name,
+            f"{one.name}@{one.address:x}" if names[one.name] > 1 else one.name,
             ProbeId.FUNCTION + 2 * index,
             one,
         )
