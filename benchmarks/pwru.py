@@ -67,14 +67,13 @@ def guest(pwru: str) -> int:
                 "capture",
                 "--all-functions",
                 "--no-follow",
-                "-v",
                 "--ring-size",
                 "512M",
                 "-s",
                 "0",
                 *expression.split(),
             ],
-            "ptrace, default profile": lambda expression: ["ptrace", "capture", "-v", *expression.split()],
+            "ptrace, default profile": lambda expression: ["ptrace", "capture", *expression.split()],
         }
         results = {"not running": {"round trip, ms": base}}
         for name, command in tools.items():
@@ -125,9 +124,10 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         subprocess.Popen([program or command[0], *command[1:]], stdout=output, stderr=errors) as process,
     ):
         deadline = time.monotonic() + PATIENCE
-        while not re.search(r"Listening|attached", OUTPUT.with_suffix(".err").read_text(errors="replace")):
+        said = OUTPUT.with_suffix(".err")
+        while not re.search(r"Listening|tracing with", said.read_text(errors="replace")):
             if process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"{command[0]} did not start: {OUTPUT.with_suffix('.err').read_text()}")
+                sys.exit(f"{command[0]} did not start: {said.read_text()}")
             time.sleep(0.1)
         try:
             yield process

@@ -127,13 +127,6 @@ class Capture:
     # What the user is told
 
     def _announce(self) -> None:
-        if Settings.level != "warning":
-            log = logger("capture")
-            log.info("attached", probes=[probe.name for probe in self._tracer.probes])
-            for note in self._tracer.notes:
-                log.info("attached", how=note)
-            for name, reason in self._tracer.skipped.items():
-                log.info("left out", name=name, reason=reason)
         skipped = self._tracer.skipped
         functions = sum(function.name not in skipped for function in self._tracer.functions)
         programs = sum(program.name not in skipped for program in self._tracer.programs)
@@ -152,6 +145,13 @@ class Capture:
                 functions=functions,
                 programs=programs,
             )
+        if Settings.level != "warning":  # last: the logger takes longer to import than the kernel to attach
+            log = logger("capture")
+            log.info("attached", probes=[probe.name for probe in self._tracer.probes])
+            for note in self._tracer.notes:
+                log.info("attached", how=note)
+            for name, reason in self._tracer.skipped.items():
+                log.info("left out", name=name, reason=reason)
 
     def _show(self) -> None:
         if not self._status.enabled:
