@@ -110,6 +110,16 @@ def has_drop_reasons() -> bool:
     return Btf.vmlinux().get("skb_drop_reason", Kind.ENUM) is not None
 
 
+def answered_echo_is_consumed() -> bool:
+    """Whether icmpv6_rcv() frees what it has answered as consumed (ac03694bc009, v6.3), not as dropped.
+
+    This reason came with the same series.
+    """
+    if not has_drop_reasons():
+        return False
+    return "SKB_DROP_REASON_IPV6_NDISC_NS_OTHERHOST" in Btf.vmlinux().enum("skb_drop_reason")
+
+
 def netfilter_drop() -> str:
     """Return what is written of a packet that a rule dropped: the reason, or on older kernels the place."""
     return "NETFILTER_DROP" if has_drop_reasons() else "nf_hook_slow"

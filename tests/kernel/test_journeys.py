@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from packet_tracer import lab
-from packet_tracer.bpf.btf import Btf
 from packet_tracer.capture import Tracer
 from packet_tracer.errors import PtraceError
 from packet_tracer.formats.journeys import JourneyText
@@ -21,7 +20,7 @@ from packet_tracer.journey import EndKind, Journey, Journeys, follow
 from packet_tracer.lab import DROPPED_PORT, Lab
 from packet_tracer.lab.commands import run
 from packet_tracer.netns import entered
-from tests.kernel.capturing import has_drop_reasons, on_one_cpu, udp_socket
+from tests.kernel.capturing import answered_echo_is_consumed, on_one_cpu, udp_socket
 from tests.kernel.cli import capturing, ptrace, until
 
 NAT_PORT = 8080
@@ -101,10 +100,7 @@ def test_ipv6_is_no_different(network: Lab) -> None:
     assert places(request) == ["client", "router", "server"]
     assert changes(request, "ttl") == [("qdisc", "64", "63")]
     assert reply.end.kind is EndKind.CONSUMED
-    # Before Linux 6.3 (ac03694bc009) icmpv6_rcv() frees as dropped what it has answered, too. This reason
-    # came with the same series.
-    reasons = Btf.vmlinux().enum("skb_drop_reason") if has_drop_reasons() else {}
-    if "SKB_DROP_REASON_IPV6_NDISC_NS_OTHERHOST" in reasons:
+    if answered_echo_is_consumed():
         assert request.end.kind is EndKind.CONSUMED
     else:
         assert request.end.kind is EndKind.DROPPED
