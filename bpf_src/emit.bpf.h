@@ -193,7 +193,7 @@ static __always_inline void fill_namespace(struct ptrace_event *record, const st
 static __always_inline void fill_skb_metadata(struct ptrace_event *record, const struct packet_view *view)
 {
 	struct sk_buff *skb = view->skb;
-	struct skb_shared_info *shared = (struct skb_shared_info *)(view->head + READ(skb, end));
+	struct skb_shared_info *shared = (struct skb_shared_info *)(view->head + view->end);
 	__u32 vlan = metadata_vlan(skb);
 
 	record->skb_address = (__u64)skb;

@@ -198,12 +198,17 @@ static __always_inline bool filter_bytes(__u64 data, __u64 data_end, __u64 share
 }
 
 /*
- * Where an skb's bytes lie. Read this way it is a number to the verifier, as a function's argument has to be; a loaded one
- * is memory since 2d5c91e1cc14 (v6.17). Returns whether it could be read.
+ * Where an skb's bytes lie. Read by the helper it is a number to the verifier, as a function's argument has to be; a loaded
+ * one is memory since 2d5c91e1cc14 (v6.17). Returns whether it could be read.
  */
 static __always_inline bool read_head(const struct packet_view *view, __u64 *head)
 {
+#if READ_DIRECT
 	return !bpf_probe_read_kernel(head, sizeof(*head), &view->skb->head);
+#else
+	*head = (__u64)view->head;
+	return *head;
+#endif
 }
 
 /* Returns whether the filter accepts the packet. The view must be complete: view_bytes(). */
@@ -219,7 +224,7 @@ static __always_inline bool filter_skb(const struct packet_view *view, enum ptra
 		return false;
 	data = head + view->start;
 	data_end = head + view->linear_end;
-	shared = head + READ(view->skb, end);
+	shared = head + view->end;
 	if (filter_keep)
 		return filter_load(data, data_end, shared, 0, 0) > 0;
 	if (filter_addresses && !addresses_listed(data, data_end, shared, view->link_header))

@@ -155,7 +155,7 @@ static __always_inline void find_flow(const struct packet_view *view, struct ptr
 		return;
 	cursor.data = head + view->start;
 	cursor.data_end = head + view->linear_end;
-	cursor.shared = head + READ(view->skb, end);
+	cursor.shared = head + view->end;
 	key->protocol = view->link_header ? flow_link(&cursor) : view->protocol;
 	if (key->protocol == ETH_P_IP)
 		transport = flow_ipv4(&cursor, key);

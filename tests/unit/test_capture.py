@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packet_tracer import capture
 from packet_tracer import netns as namespaces
 from packet_tracer.bpf.ring import RecordBatch
 from packet_tracer.capture import Tracer
@@ -174,6 +173,9 @@ class Rings:
     def fileno(self) -> int:
         return 0
 
+    def wake(self) -> None:
+        """Nobody waits longer than a test."""
+
     def close(self) -> None:
         self.closed = True
 
@@ -279,6 +281,9 @@ def test_a_failure_while_detaching_still_gives_back_the_memory() -> None:
     assert ring.closed  # type: ignore[union-attr]
 
 
-def test_slices_are_short() -> None:
-    """What a stop, a signal or a deadline may have to wait for."""
-    assert capture._SLICE <= 0.1
+def test_a_stop_wakes_who_waits() -> None:
+    tracer = tracing([])
+    woken: list[bool] = []
+    tracer._ring.wake = lambda: woken.append(tracer.stopped)  # type: ignore[union-attr, method-assign]
+    tracer.stop()
+    assert woken == [True]
