@@ -60,30 +60,23 @@ def guest(pwru: str) -> int:
         client = network.client.name
         target = network.route.server_addresses[4]
         base = round_trip(client, target)
+        all_functions = ["ptrace", "capture", "--all-functions", "--no-follow", "-s", "0"]
+        # A command, and what it is given more for the flood.
         tools = {
-            "pwru": lambda expression: [pwru, "--output-tuple", *expression.split()],
-            "ptrace": lambda expression: [
-                "ptrace",
-                "capture",
-                "--all-functions",
-                "--no-follow",
-                "--ring-size",
-                "512M",
-                "-s",
-                "0",
-                *expression.split(),
-            ],
-            "ptrace, default profile": lambda expression: ["ptrace", "capture", *expression.split()],
+            "pwru": ([pwru, "--output-tuple"], []),
+            "ptrace": (all_functions, ["--ring-size", "512M"]),
+            "ptrace, default profile": (["ptrace", "capture"], []),
         }
         results = {"not running": {"round trip, ms": base}}
-        for name, command in tools.items():
-            results[name] = one_tool(name, command(NOTHING), command(EVERYTHING), client, target)
+        for name, (command, room) in tools.items():
+            nothing, everything = NOTHING.split(), [*room, *EVERYTHING.split()]
+            results[name] = one_tool([*command, *nothing], [*command, *everything], client, target)
     print_table(results)
     return 0
 
 
 def one_tool(
-    name: str, nothing: list[str], everything: list[str], client: str, target: str
+    nothing: list[str], everything: list[str], client: str, target: str
 ) -> dict[str, float | int | str]:
     """Measure a tool: attach, idle, round trip with nothing matching, detach; then a flood that all
     matches.

@@ -135,7 +135,7 @@ static __always_inline bool passes_metadata(const struct packet_view *view, bool
 {
 	return match_netns(view->netns_inode) &&
 	       match_interface(view->netns_inode, view->ifindex, drop ? view->rx_ifindex : view->ifindex) &&
-	       match_mark(view->mark) && match_task(READ(view->skb, sk));
+	       match_mark(view->mark) && match_task(socket_of(view->skb));
 }
 
 static __always_inline int count_skb(struct sk_buff *skb, enum packet_position position,
@@ -143,7 +143,7 @@ static __always_inline int count_skb(struct sk_buff *skb, enum packet_position p
 {
 	struct packet_view view;
 
-	view_metadata(&view, skb, valid_device(skb->dev));
+	view_metadata(&view, skb, valid_device(device_of(skb)));
 	if (!passes_metadata(&view, drop))
 		return 0;
 	view_bytes(&view, position);

@@ -132,7 +132,7 @@ static __always_inline bool passes_metadata(const struct packet_view *view)
 {
 	return match_netns(view->netns_inode) &&
 	       match_interface(view->netns_inode, view->ifindex, view->rx_ifindex) && match_mark(view->mark) &&
-	       match_task(view->skb ? READ(view->skb, sk) : 0);
+	       match_task(view->skb ? socket_of(view->skb) : 0);
 }
 
 static __always_inline void *ring_of_this_cpu(void)

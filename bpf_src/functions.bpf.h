@@ -67,7 +67,7 @@ static __always_inline void guess_protocol(struct packet_view *view)
 
 static __always_inline void view_function(struct packet_view *view, struct sk_buff *skb, struct facts *facts)
 {
-	view_metadata(view, skb, valid_device(READ(skb, dev)));
+	view_metadata(view, skb, valid_device(device_of(skb)));
 	remember_namespace(view, facts);
 }
 

@@ -68,7 +68,7 @@ static __always_inline struct net_device *valid_device(struct net_device *dev)
 /* Unix and netlink sockets keep their messages in skbs too: no packets. */
 static __always_inline bool is_message(struct sk_buff *skb)
 {
-	struct sock *sk = READ(skb, sk);
+	struct sock *sk = socket_of(skb);
 	__u16 family = sk ? READ(sk, __sk_common.skc_family) : 0;
 
 	return family == AF_UNIX || family == AF_NETLINK;
@@ -79,7 +79,7 @@ static __always_inline void view_metadata(struct packet_view *view, struct sk_bu
 {
 	view->skb = skb;
 	view->dev = dev;
-	view->net = net_of(dev, READ(skb, sk));
+	view->net = net_of(dev, socket_of(skb));
 	view->netns_inode = net_inode(view->net);
 	view->ifindex = dev ? READ(dev, ifindex) : 0;
 	view->rx_ifindex = READ(skb, skb_iif);

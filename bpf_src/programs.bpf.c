@@ -135,7 +135,7 @@ int tc_program_entry(void *ctx)
 	struct packet_view view = {};
 
 	facts.direction = tc_direction(skb);
-	view_metadata(&view, skb, valid_device(READ(skb, dev)));
+	view_metadata(&view, skb, valid_device(device_of(skb)));
 	if (passes_metadata(&view)) {
 		view_bytes(&view, POSITION_AT_LINK);
 		if (passes_filter(&view, &facts)) {
@@ -162,7 +162,7 @@ int tc_program_exit(void *ctx)
 		return 0;
 	facts = exit_facts(ctx, probe_id, &run);
 	facts.direction = tc_direction(skb);
-	view_metadata(&view, skb, valid_device(READ(skb, dev)));
+	view_metadata(&view, skb, valid_device(device_of(skb)));
 	view_bytes(&view, POSITION_AT_LINK);
 	take_stack(ctx, &facts);
 	emit_skb(&view, &facts);

@@ -28,6 +28,38 @@
 #define READ_BITS(pointer, member) BPF_CORE_READ_BITFIELD_PROBED(pointer, member)
 #endif
 
+#if READ_DIRECT
+extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym __weak;
+
+/*
+ * The same skb as one the verifier does not trust. To follow a pointer to a struct from a trusted one it looks for two types
+ * among all by name, each time and in each state: two thirds of the time a program takes to load. Since v6.2 (a35b9af4ec2c).
+ */
+static __always_inline struct sk_buff *untrusted(struct sk_buff *skb)
+{
+	if (bpf_ksym_exists(bpf_rdonly_cast))
+		return bpf_rdonly_cast(skb, bpf_core_type_id_kernel(struct sk_buff));
+	return skb;
+}
+#else
+static __always_inline struct sk_buff *untrusted(struct sk_buff *skb)
+{
+	return skb;
+}
+#endif
+
+static __always_inline struct net_device *device_of(struct sk_buff *skb)
+{
+	skb = untrusted(skb);
+	return READ(skb, dev);
+}
+
+static __always_inline struct sock *socket_of(struct sk_buff *skb)
+{
+	skb = untrusted(skb);
+	return READ(skb, sk);
+}
+
 /* Returns the namespace of a device or of a socket, NULL if there is neither. */
 static __always_inline struct net *net_of(struct net_device *dev, struct sock *sk)
 {

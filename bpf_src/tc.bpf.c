@@ -18,7 +18,7 @@ static __always_inline int trace_tc(struct __sk_buff *ctx, enum ptrace_probe pro
 			      .flags = PTRACE_EVENT_VERDICT};
 	struct packet_view view;
 
-	view_metadata(&view, skb, valid_device(READ(skb, dev)));
+	view_metadata(&view, skb, valid_device(device_of(skb)));
 	if (!passes_metadata(&view)) {
 		count_rejected(probe_id);
 		return TCX_NEXT;

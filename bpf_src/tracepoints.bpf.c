@@ -15,7 +15,7 @@ static __always_inline bool emitting(__u32 probe_id)
 static __always_inline bool view_if_passing(struct packet_view *view, struct sk_buff *skb,
 					    enum packet_position position, struct facts *facts)
 {
-	view_metadata(view, skb, valid_device(skb->dev));
+	view_metadata(view, skb, valid_device(device_of(skb)));
 	if (passes_metadata(view)) {
 		view_bytes(view, position);
 		if (passes_filter(view, facts))
@@ -106,7 +106,7 @@ static __always_inline int trace_end(void *ctx, struct sk_buff *skb, struct fact
 	struct packet_view view;
 
 	facts->hook = PTRACE_HOOK_TRACEPOINT;
-	view_metadata(&view, skb, valid_device(skb->dev));
+	view_metadata(&view, skb, valid_device(device_of(skb)));
 	remember_namespace(&view, facts);
 	if (emitting(facts->probe_id)) {
 		if (passes_metadata(&view) && !is_message(skb)) {
