@@ -109,7 +109,8 @@ static __always_inline bool match_comm(struct task_struct *task)
 
 	if (!filter_comm_count)
 		return true;
-	if (bpf_probe_read_kernel(comm, sizeof(comm), &task->comm))
+	/* Up to its end: what was there before lies behind a name until 06c5088aeedd (v5.17). */
+	if (bpf_probe_read_kernel_str(comm, sizeof(comm), &task->comm) < 0)
 		return false;
 	for (__u32 i = 0; i < FILTER_TASKS_MAX; i++) {
 		if (i >= filter_comm_count)
