@@ -94,15 +94,21 @@ def send_with_metadata(node: Node, interface: str, frame: bytes, header: tuple[i
         opened.send(VNET_HEADER.pack(*header) + frame)
 
 
-def skip_without_netfilter_links(node: Node) -> None:
-    """Skip where netfilter has no programs (84601d6ee68a, v6.4)."""
+def netfilter_links_lacking(node: Node) -> str:
+    """Return why netfilter has no programs here (84601d6ee68a, v6.4), or nothing if it has."""
     try:
         with Tracer(netns=node.name, probes="netfilter:ipv4:input"):
-            return
+            return ""
     except PtraceError as error:
         if error.exit_code != EXIT_NOT_SUPPORTED:
             raise
-        pytest.skip(f"this kernel has no netfilter links: {error}")
+        return f"this kernel has no netfilter links: {error}"
+
+
+def skip_without_netfilter_links(node: Node) -> None:
+    """Skip where netfilter has no programs."""
+    if lacking := netfilter_links_lacking(node):
+        pytest.skip(lacking)
 
 
 def has_drop_reasons() -> bool:

@@ -18,9 +18,15 @@ from packet_tracer.events import Event
 from packet_tracer.filter.addresses import AddressSet
 from packet_tracer.filter.predicates import Predicates, cgroup_id
 from packet_tracer.lab import Lab
-from tests.kernel.capturing import trace
+from tests.kernel.capturing import netfilter_links_lacking, trace
 
-PROBES = ["netif_receive_skb", "net_dev_queue", "tc:*", "xdp", "netfilter:*", "kfree_skb"]
+PROBES = ["netif_receive_skb", "net_dev_queue", "tc:*", "xdp", "kfree_skb"]
+
+
+@pytest.fixture(scope="module")
+def probes(network: Lab) -> list[str]:
+    """All kinds that this kernel has."""
+    return PROBES + ["netfilter:*"] * (not netfilter_links_lacking(network.router))
 
 
 def traffic(network: Lab) -> None:
@@ -31,21 +37,19 @@ def traffic(network: Lab) -> None:
     lab.dropped(network.route, count=2)
 
 
-def seen(network: Lab, predicates: Predicates, probes: list[str] | None = None) -> list[Event]:
-    tracer = Tracer(
-        netns=network.router.name, interface=["r0", "r1"], probes=probes or PROBES, predicates=predicates
-    )
+def seen(network: Lab, predicates: Predicates, probes: list[str]) -> list[Event]:
+    tracer = Tracer(netns=network.router.name, interface=["r0", "r1"], probes=probes, predicates=predicates)
     return trace(tracer, lambda: traffic(network))
 
 
 @pytest.fixture(scope="module")
-def everything(network: Lab) -> list[Event]:
-    return seen(network, Predicates())
+def everything(network: Lab, probes: list[str]) -> list[Event]:
+    return seen(network, Predicates(), probes)
 
 
-def test_length(network: Lab, everything: list[Event]) -> None:
+def test_length(network: Lab, everything: list[Event], probes: list[str]) -> None:
     low, high = 90, 400
-    found = seen(network, Predicates(length=(low, high)))
+    found = seen(network, Predicates(length=(low, high)), probes)
     assert found
     assert all(low <= event.packet.length <= high for event in found)
     expected = {event.probe for event in everything if low <= event.packet.length <= high}
@@ -53,9 +57,9 @@ def test_length(network: Lab, everything: list[Event]) -> None:
 
 
 @pytest.mark.parametrize("prefixes", [["192.0.2.0/24"], ["2001:db8::/32"]])
-def test_addresses(network: Lab, everything: list[Event], prefixes: list[str]) -> None:
+def test_addresses(network: Lab, everything: list[Event], probes: list[str], prefixes: list[str]) -> None:
     version = 6 if ":" in prefixes[0] else 4
-    found = seen(network, Predicates(addresses=AddressSet.parse(prefixes)))
+    found = seen(network, Predicates(addresses=AddressSet.parse(prefixes)), probes)
     assert found
     assert {event.packet.source.version for event in found if event.packet.source} == {version}
     families = {
@@ -67,26 +71,26 @@ def test_addresses(network: Lab, everything: list[Event], prefixes: list[str]) -
     assert families <= {event.probe for event in found}
 
 
-def test_addresses_of_nobody(network: Lab) -> None:
-    assert seen(network, Predicates(addresses=AddressSet.parse(["10.0.0.0/8", "fd00::/8"]))) == []
+def test_addresses_of_nobody(network: Lab, probes: list[str]) -> None:
+    assert seen(network, Predicates(addresses=AddressSet.parse(["10.0.0.0/8", "fd00::/8"])), probes) == []
 
 
-def test_one_address_of_either_side(network: Lab, everything: list[Event]) -> None:
+def test_one_address_of_either_side(network: Lab, everything: list[Event], probes: list[str]) -> None:
     server = next(event.packet.destination for event in everything if event.packet.destination_port == 8080)
-    found = seen(network, Predicates(addresses=AddressSet.parse([str(server)])))
+    found = seen(network, Predicates(addresses=AddressSet.parse([str(server)])), probes)
     sides = {(event.packet.source == server, event.packet.destination == server) for event in found}
     assert sides >= {(True, False), (False, True)}
     assert all(any(side) for side in sides)
 
 
-def test_a_drop_reason(network: Lab, everything: list[Event]) -> None:
+def test_a_drop_reason(network: Lab, everything: list[Event], probes: list[str]) -> None:
     drops = {event.drop_reason for event in everything if event.drop_reason}
     if not drops:
         pytest.skip("this kernel tells no drop reasons: c504e5c2f964 (v5.17)")
     numbers = Btf.vmlinux().enum("skb_drop_reason")
     wanted = "NETFILTER_DROP"
     assert wanted in drops
-    found = seen(network, Predicates(drop_reasons=(numbers[f"SKB_DROP_REASON_{wanted}"],)))
+    found = seen(network, Predicates(drop_reasons=(numbers[f"SKB_DROP_REASON_{wanted}"],)), probes)
     assert {event.drop_reason for event in found} == {wanted}
     assert {event.probe for event in found} == {"kfree_skb"}
 
