@@ -67,14 +67,20 @@ def test_count_is_exact_within_a_batch_too(network: lab.Lab, tmp_path: Path, cou
 
 @pytest.mark.parametrize(("text", "seconds"), [("700ms", 0.7), ("1", 1.0)])
 def test_duration_ends_it(network: lab.Lab, tmp_path: Path, text: str, seconds: float) -> None:
-    with capturing(tmp_path, "--netns", network.client.name, "--duration", text) as running:
+    capture = ("--netns", network.client.name)
+    with capturing(tmp_path, *capture, "--duration", text) as running:
         started = time.monotonic()
         assert running.wait() == 0
         took = time.monotonic() - started
     found = re.search(r"in (\d+\.\d) s", running.said)
     assert found
-    assert seconds - 0.1 <= float(found[1]) <= seconds + 2  # emulated machines are slow to detach
-    assert took < seconds + 3
+    assert float(found[1]) >= seconds - 0.1
+    late = max(float(found[1]) - seconds - 2, took - seconds - 3)
+    if late >= 0:  # in an emulated machine without kprobe-multi, where probes take seconds to detach
+        with capturing(tmp_path / "signal", *capture) as running:
+            started = time.monotonic()
+            assert running.end() == 0
+        assert late < time.monotonic() - started
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
