@@ -99,88 +99,58 @@ static __always_inline bool ethernet_length(__u32 bytes)
 	return bytes == ETH_HLEN || bytes == ETH_HLEN + 4 || bytes == ETH_HLEN + 8;
 }
 
-/* What an skb says of where its bytes are. */
-struct skb_bytes {
-	unsigned char *head;
-	unsigned char *data;
-	__u32 length;
-	__u32 nonlinear;
-	__u32 end;
-	__u16 network;
-	__u16 mac;
-	__be16 protocol;
-};
-
 #if READ_DIRECT
 
-static __always_inline void read_skb_bytes(struct sk_buff *skb, struct skb_bytes *bytes)
-{
-	bytes->head = skb->head;
-	bytes->data = skb->data;
-	bytes->length = skb->len;
-	bytes->nonlinear = skb->data_len;
-	bytes->end = skb->end;
-	bytes->network = skb->network_header;
-	bytes->mac = skb->mac_header;
-	bytes->protocol = skb->protocol;
-}
+#define SKB_WINDOW(skb)
+#define READ_WINDOW(skb, member) ((skb)->member)
+#define VIEW_BYTES static __always_inline int
 
 #else
 
 /*
- * These members lie close together, behind `len`. Where each costs a call of a helper, one call reads them all: nine of them
- * were half of what a function's probe cost a packet that no filter wants.
+ * The members of an skb that say where its bytes are lie close together, behind `len`. Where each costs a call of a helper, one
+ * call reads them all: nine of them were half of what a function's probe cost a packet that no filter wants.
  */
 #define WINDOW_BYTES 120
 #define WINDOW_START (bpf_core_field_offset(struct sk_buff, len) & ~7)
+#define SKB_WINDOW(skb)                 \
+	__u64 window[WINDOW_BYTES / 8]; \
+	bpf_probe_read_kernel(window, sizeof(window), (void *)(skb) + WINDOW_START)
 /* Nothing is to be known of the offset, or the compiler puts an OR in the place of the sum. */
-#define READ_WINDOW(window, skb, member)                                                   \
+#define READ_WINDOW(skb, member)                                                           \
 	({                                                                                 \
 		__u32 __at = bpf_core_field_offset(struct sk_buff, member) - WINDOW_START; \
 		typeof((skb)->member) __value;                                             \
 		asm volatile("" : "+r"(__at));                                             \
 		if (__at <= WINDOW_BYTES - sizeof(__value))                                \
-			__value = *(typeof(__value) *)((void *)(window) + __at);           \
+			__value = *(typeof(__value) *)((void *)window + __at);             \
 		else                                                                       \
 			__value = READ(skb, member);                                       \
 		__value;                                                                   \
 	})
-
 /* A function of its own, so that the window is off the stack again when more is called. */
-static __noinline int read_skb_bytes(struct sk_buff *skb, struct skb_bytes *bytes)
-{
-	__u64 window[WINDOW_BYTES / 8];
-
-	bpf_probe_read_kernel(window, sizeof(window), (void *)skb + WINDOW_START);
-	bytes->head = READ_WINDOW(window, skb, head);
-	bytes->data = READ_WINDOW(window, skb, data);
-	bytes->length = READ_WINDOW(window, skb, len);
-	bytes->nonlinear = READ_WINDOW(window, skb, data_len);
-	bytes->end = READ_WINDOW(window, skb, end);
-	bytes->network = READ_WINDOW(window, skb, network_header);
-	bytes->mac = READ_WINDOW(window, skb, mac_header);
-	bytes->protocol = READ_WINDOW(window, skb, protocol);
-	return 0;
-}
+#define VIEW_BYTES static __noinline __attribute__((unused)) int
 
 #endif
 
 /* The other half: where the bytes are. */
-static __always_inline void view_bytes(struct packet_view *view, enum packet_position position)
+VIEW_BYTES view_bytes(struct packet_view *view, enum packet_position position)
 {
-	__u32 data, network, mac;
-	struct skb_bytes bytes;
+	struct sk_buff *skb = view->skb;
+	__u32 length, nonlinear, network, mac, data;
+	SKB_WINDOW(skb);
 
-	read_skb_bytes(view->skb, &bytes);
-	network = bytes.network;
-	mac = bytes.mac;
-	data = (__u32)((__u64)bytes.data - (__u64)bytes.head);
-	view->head = bytes.head;
+	length = READ_WINDOW(skb, len);
+	nonlinear = READ_WINDOW(skb, data_len);
+	network = READ_WINDOW(skb, network_header);
+	mac = READ_WINDOW(skb, mac_header);
+	view->head = READ_WINDOW(skb, head);
+	view->end = READ_WINDOW(skb, end);
+	data = (__u32)((__u64)READ_WINDOW(skb, data) - (__u64)view->head);
 	view->data = data;
-	view->end = bytes.end;
-	view->linear_end = data + bytes.length - bytes.nonlinear;
-	view->nonlinear = bytes.nonlinear;
-	view->protocol = bpf_ntohs(bytes.protocol);
+	view->linear_end = data + length - nonlinear;
+	view->nonlinear = nonlinear;
+	view->protocol = bpf_ntohs(READ_WINDOW(skb, protocol));
 
 	if (position == POSITION_AT_NETWORK)
 		network = data;
@@ -195,7 +165,8 @@ static __always_inline void view_bytes(struct packet_view *view, enum packet_pos
 	else
 		view->start = data;
 	/* A header already pulled lies before skb->data and still counts; one not yet reached does not. */
-	view->length = bytes.length + data - view->start;
+	view->length = length + data - view->start;
+	return 0;
 }
 
 #endif
