@@ -33,6 +33,10 @@ class GuestDied(MatrixError):
     exit_status = 71
 
 
+class GuestDiedBooting(GuestDied):
+    """It did not even begin with the command."""
+
+
 class GuestTimeout(MatrixError):
     """The command took longer than it was given; the guest was killed."""
 

@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from tests.matrix.errors import GuestDied, GuestTimeout, MissingProgram
+from tests.matrix.errors import GuestDied, GuestDiedBooting, GuestTimeout, MissingProgram
 from tests.matrix.guest import build_initramfs
 from tests.matrix.kernels import Kernel
 
@@ -75,8 +76,42 @@ def run(
 
     The guest sees this machine's root copy-on-write: what it writes is gone with it. Of other file systems it
     sees only ``directory``. Output is passed on as it comes. ``timeout`` is in seconds, from power-on.
-    Raises MissingProgram, GuestDied, GuestTimeout.
+    A guest that dies while it boots is booted once more: an emulated processor stumbles now and then over the
+    code that a kernel patches in itself there. Raises MissingProgram, GuestDied, GuestTimeout.
     """
+    boot = partial(
+        _boot,
+        kernel,
+        command,
+        directory=directory,
+        stdout=stdout,
+        stderr=stderr,
+        environment=environment,
+        timeout=timeout,
+        memory=memory,
+        cpus=cpus,
+        verbose=verbose,
+    )
+    try:
+        return boot()
+    except GuestDiedBooting as error:
+        stderr.write(f"matrix: {error}\nmatrix: booting it once more\n".encode())
+        return boot()
+
+
+def _boot(
+    kernel: Kernel,
+    command: str,
+    *,
+    directory: Path,
+    stdout: BinaryIO,
+    stderr: BinaryIO,
+    environment: Mapping[str, str] | None,
+    timeout: float,
+    memory: str,
+    cpus: int,
+    verbose: bool,
+) -> Outcome:
     if missing := missing_packages():
         raise MissingProgram(f"not installed: {' '.join(missing)}")
     shares = {} if directory.stat().st_dev == Path("/").stat().st_dev else {"work": directory}
@@ -133,7 +168,8 @@ def run(
         tail = _tail(work / "qemu.log") + _last_words(console)
         if seconds >= timeout:
             raise GuestTimeout(f"{kernel.name}: timed out after {timeout:g} s", tail)
-        raise GuestDied(f"{kernel.name}: the guest died before its command ended; its last words:", tail)
+        died, when = (GuestDied, "ended") if "started" in said else (GuestDiedBooting, "began")
+        raise died(f"{kernel.name}: the guest died before its command {when}; its last words:", tail)
 
 
 class _Port:

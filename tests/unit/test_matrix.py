@@ -8,13 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.matrix import guest, kernels, run
 from tests.matrix.docs import render
-from tests.matrix.errors import UnknownKernel
+from tests.matrix.errors import GuestDied, GuestDiedBooting, UnknownKernel
 from tests.matrix.requirements import CAPABILITIES, REQUIREMENTS, required
 from tests.matrix.suite import PROJECT, Result
 
@@ -146,3 +147,29 @@ def test_a_test_that_hangs_fails_and_the_others_run(tmp_path: Path) -> None:
     assert found["facts"] == {"ran": "yes"}
     assert "FAILED test_two.py::test_hangs (call)" in result.stderr
     assert "it took longer than 0.3 s" in result.stderr
+
+
+def test_a_guest_that_dies_while_it_boots_is_booted_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, said = run.Outcome(0, 1.0, 2.0, b""), io.BytesIO()
+    boots: list[Exception | run.Outcome] = [
+        GuestDiedBooting("trixie: the guest died:", "Oops: int3"),
+        outcome,
+    ]
+
+    def boot(*_: object, **__: object) -> run.Outcome:
+        came_to = boots.pop(0)
+        if isinstance(came_to, Exception):
+            raise came_to
+        return came_to
+
+    monkeypatch.setattr(run, "_boot", boot)
+    kernel = kernels.Kernel("trixie", "cloud", "linux-image", "6.12", "6.12", Path())
+    start = partial(run.run, kernel, "true", directory=Path("/"), stdout=said, stderr=said)
+    assert start() is outcome
+    assert b"booting it once more" in said.getvalue()
+    boots = [GuestDiedBooting("once"), GuestDiedBooting("twice")]
+    with pytest.raises(GuestDied, match="twice"):
+        start()
+    boots = [GuestDied("while it ran")]
+    with pytest.raises(GuestDied, match="while it ran"):
+        start()
