@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from packet_tracer._version import __version__
+from packet_tracer.lazy import attributes
 
 if TYPE_CHECKING:
     from packet_tracer.capture import Tracer
@@ -64,16 +65,7 @@ __all__ = [
     "__version__",
 ]
 
-
-def __getattr__(name: str) -> object:
-    module = _MODULES.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = attributes(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

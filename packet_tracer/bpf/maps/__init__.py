@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from packet_tracer.lazy import attributes
+
 if TYPE_CHECKING:
     from packet_tracer.bpf.maps.arena import Arena
     from packet_tracer.bpf.maps.arrays import Array, PerCpuArray
@@ -135,13 +137,4 @@ __all__ = [
     "XskMap",
 ]
 
-
-def __getattr__(name: str) -> object:
-    module = _MODULES.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = attributes(__name__, _MODULES)
