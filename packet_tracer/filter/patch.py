@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from packet_tracer.filter import ebpf
 from packet_tracer.filter.errors import FilterError
 from packet_tracer.filter.expression import Filter
 from packet_tracer.filter.stubs import SLOW, STUBS
+
+if TYPE_CHECKING:
+    from packet_tracer.bpf.program import PreparedProgram, Program
 
 _INSTRUCTION_BYTES = 8
 _WORD = struct.Struct("=I")
@@ -75,6 +78,12 @@ def patch(program: Prepared, filter_: Filter | None, *, instructions: bytes | No
         if part is not None and stub.symbol in functions:
             replacements[stub.symbol] = part.program(stub)
     return replace_functions(program, replacements, instructions=instructions)
+
+
+def load_filtered(program: PreparedProgram, filter_: Filter | None) -> Program:
+    """Load a program with a filter in it, or as it is. Raises FilterError and ProgramLoadError."""
+    code = patch(program, filter_)
+    return program.load(instructions=code.instructions, func_info=code.func_info, line_info=code.line_info)
 
 
 def replace_functions(

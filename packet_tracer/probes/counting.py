@@ -13,7 +13,7 @@ from packet_tracer.bpf.btf import Btf, Kind
 from packet_tracer.bpf.link import Link
 from packet_tracer.bpf.maps import LruPerCpuHashMap, Map
 from packet_tracer.bpf.object import BpfObject, OpenedObject
-from packet_tracer.bpf.program import PreparedProgram, Program
+from packet_tracer.bpf.program import Program
 from packet_tracer.errors import NotSupportedError
 from packet_tracer.events._layout import (
     COUNT_FORMAT,
@@ -25,7 +25,7 @@ from packet_tracer.events._layout import (
 )
 from packet_tracer.filter.addresses import AddressSet
 from packet_tracer.filter.expression import Filter
-from packet_tracer.filter.patch import patch
+from packet_tracer.filter.patch import load_filtered
 from packet_tracer.probes.memory import UNKNOWN, page_mapping
 from packet_tracer.probes.setup import objects_directory
 
@@ -137,7 +137,7 @@ class CountSession:
             if setup.addresses:
                 setup.addresses.fill(dict(prepared.maps))
             for name, program in prepared.programs.items():
-                self.programs[name] = undo.enter_context(self._load_program(program))
+                self.programs[name] = undo.enter_context(load_filtered(program, self.setup.filter))
             self._maps = prepared.maps
             self._stack = undo.pop_all()
 
@@ -161,14 +161,6 @@ class CountSession:
             config_page_shift=pages.shift,
             **(setup.filter.rodata() if setup.filter else {}),
             **setup.rodata,
-        )
-
-    def _load_program(self, prepared: PreparedProgram) -> Program:
-        if self.setup.filter is None:
-            return prepared.load()
-        patched = patch(prepared, self.setup.filter)
-        return prepared.load(
-            instructions=patched.instructions, func_info=patched.func_info, line_info=patched.line_info
         )
 
     # Reading

@@ -36,7 +36,7 @@ from packet_tracer.bpf.program import PreparedProgram, Program
 from packet_tracer.bpf.targets import open_module
 from packet_tracer.errors import BpfError, NotSupportedError
 from packet_tracer.filter.expression import Filter
-from packet_tracer.filter.patch import patch
+from packet_tracer.filter.patch import load_filtered
 from packet_tracer.probes.function_probes import Backend, FunctionProbe, Way
 from packet_tracer.probes.functions import KERNEL, ArgumentKind
 from packet_tracer.probes.trampolines import Template
@@ -147,10 +147,7 @@ class FunctionAttacher:
 
     def _load(self, program: PreparedProgram, stack: ExitStack) -> Program:
         """Load a program once, for all functions."""
-        return self._keep(self._patched(program), stack)
-
-    def _patched(self, program: PreparedProgram) -> Program:
-        return program.load(**patch(program, self.filter).arguments())  # type: ignore[arg-type]
+        return self._keep(load_filtered(program, self.filter), stack)
 
     def _keep(self, program: Program, stack: ExitStack) -> Program:
         stack.callback(program.close)
@@ -290,7 +287,9 @@ class FunctionAttacher:
         ways: dict[Way, list[FunctionProbe]] = {}
         for probe in usable:
             ways.setdefault(probe.way, []).append(probe)
-        loaded = load_together({way: partial(self._patched, templates[_MULTI[way]]) for way in ways})
+        loaded = load_together(
+            {way: partial(load_filtered, templates[_MULTI[way]], self.filter) for way in ways}
+        )
         for program in loaded.values():
             self._keep(program, stack)
         for way, group in ways.items():

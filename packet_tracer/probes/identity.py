@@ -138,12 +138,14 @@ class IdentityWatch:
     def _watch_by_session(self) -> bool:
         """Attach one program to all the other functions; return False where this kernel can't."""
         btf = Btf.vmlinux()
+        if btf.get("bpf_session_cookie", Kind.FUNCTION) is None:
+            return False
         numbers = {
             name: number
             for number, (name, pointers) in enumerate(SESSION_FUNCTIONS.items(), 1)
             if _takes(btf, name, pointers)
         }
-        if _SESSION_NEEDED not in numbers or btf.get("bpf_session_cookie", Kind.FUNCTION) is None:
+        if _SESSION_NEEDED not in numbers:
             return False
         try:
             (prepared,) = self._objects.prepare(IDENTITY_SESSION, ["watch_identity"], UNKNOWN).values()

@@ -23,7 +23,7 @@ from packet_tracer.bpf.parallel import load_together
 from packet_tracer.bpf.program import PreparedProgram, Program
 from packet_tracer.errors import UsageError
 from packet_tracer.events._layout import COUNTERS_FIELDS, COUNTERS_FORMAT, SNAPLEN_MAX, Hook, ProbeId
-from packet_tracer.filter.patch import patch
+from packet_tracer.filter.patch import load_filtered
 from packet_tracer.probes.catalogue import PROBES, Probe
 from packet_tracer.probes.function_backends import FunctionAttacher
 from packet_tracer.probes.identity import IdentityWatch
@@ -175,20 +175,12 @@ class ProbeSession:
     def _load_programs(self, prepared: dict[str, PreparedProgram]) -> None:
         with ExitStack() as undo:
             loaded = load_together(
-                {name: partial(self._load_program, each) for name, each in prepared.items()}
+                {name: partial(load_filtered, each, self.setup.filter) for name, each in prepared.items()}
             )
             for program in loaded.values():
                 undo.enter_context(program)
             self.programs.update(loaded)
             self._stack.push(undo.pop_all())
-
-    def _load_program(self, prepared: PreparedProgram) -> Program:
-        if self.setup.filter is None:
-            return prepared.load()
-        patched = patch(prepared, self.setup.filter)
-        return prepared.load(
-            instructions=patched.instructions, func_info=patched.func_info, line_info=patched.line_info
-        )
 
     # Attaching
 
