@@ -9,7 +9,6 @@ something. Events produced are counted by the kernel: the runs of the tools' BPF
 
 from __future__ import annotations
 
-import compileall
 import os
 import re
 import shutil
@@ -34,10 +33,10 @@ def main(words: list[str]) -> int:
     """Fetch pwru, boot the machine, run the comparison there, print the table."""
     if words[:1] == ["--guest"]:
         return guest(words[1])
+    from benchmarks.start import compile_modules
     from tests.matrix.kernels import _Apt, default_cache  # the project's own way to other suites
 
-    # As pip does when it installs: without it each start may compile 10,000 lines first.
-    compileall.compile_dir(Path(__file__).resolve().parent.parent / "packet_tracer", quiet=1)
+    compile_modules()
     kernel = words[0] if words else "trixie"
     state = default_cache() / "apt" / "trixie"
     with tempfile.TemporaryDirectory(dir=default_cache()) as directory:

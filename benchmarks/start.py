@@ -85,6 +85,11 @@ def commands(netns: str) -> dict[str, list[str]]:
     return found
 
 
+def compile_modules() -> None:
+    """Do as pip does when it installs: without it each start may compile 10,000 lines first."""
+    compileall.compile_dir(Path(packet_tracer.__file__).parent, quiet=1)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -92,8 +97,7 @@ def main() -> None:
     parser.add_argument("--idle", type=float, default=5.0, help="seconds; the first run of each is measured")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    # As pip does when it installs: without it each start may compile 10,000 lines first.
-    compileall.compile_dir(Path(packet_tracer.__file__).parent, quiet=1)
+    compile_modules()
     results = []
     with Lab() as network, entered(network.client.netns):
         rows: dict[str, list[tuple[float, float, float, float]]] = {}

@@ -8,16 +8,18 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import wraps
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ParamSpec
 
 from tests.matrix.errors import GuestDied, GuestDiedBooting, GuestTimeout, MissingProgram
 from tests.matrix.guest import build_initramfs
 from tests.matrix.kernels import Kernel
+
+P = ParamSpec("P")
 
 #: Distributions agree on neither the place nor the package of virtiofsd.
 _VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
@@ -59,6 +61,21 @@ def missing_packages() -> list[str]:
     return sorted(missing)
 
 
+def _once_more(boot: Callable[P, Outcome]) -> Callable[P, Outcome]:
+    """Boot a second time where the guest died before it began."""
+
+    @wraps(boot)
+    def run(*positional: P.args, **named: P.kwargs) -> Outcome:
+        try:
+            return boot(*positional, **named)
+        except GuestDiedBooting as error:
+            named["stderr"].write(f"matrix: {error}\nmatrix: booting it once more\n".encode())
+            return boot(*positional, **named)
+
+    return run
+
+
+@_once_more
 def run(
     kernel: Kernel,
     command: str,
@@ -79,39 +96,6 @@ def run(
     A guest that dies while it boots is booted once more: an emulated processor stumbles now and then over the
     code that a kernel patches in itself there. Raises MissingProgram, GuestDied, GuestTimeout.
     """
-    boot = partial(
-        _boot,
-        kernel,
-        command,
-        directory=directory,
-        stdout=stdout,
-        stderr=stderr,
-        environment=environment,
-        timeout=timeout,
-        memory=memory,
-        cpus=cpus,
-        verbose=verbose,
-    )
-    try:
-        return boot()
-    except GuestDiedBooting as error:
-        stderr.write(f"matrix: {error}\nmatrix: booting it once more\n".encode())
-        return boot()
-
-
-def _boot(
-    kernel: Kernel,
-    command: str,
-    *,
-    directory: Path,
-    stdout: BinaryIO,
-    stderr: BinaryIO,
-    environment: Mapping[str, str] | None,
-    timeout: float,
-    memory: str,
-    cpus: int,
-    verbose: bool,
-) -> Outcome:
     if missing := missing_packages():
         raise MissingProgram(f"not installed: {' '.join(missing)}")
     shares = {} if directory.stat().st_dev == Path("/").stat().st_dev else {"work": directory}

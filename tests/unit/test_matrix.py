@@ -149,7 +149,7 @@ def test_a_test_that_hangs_fails_and_the_others_run(tmp_path: Path) -> None:
     assert "it took longer than 0.3 s" in result.stderr
 
 
-def test_a_guest_that_dies_while_it_boots_is_booted_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guest_that_dies_while_it_boots_is_booted_once_more() -> None:
     outcome, said = run.Outcome(0, 1.0, 2.0, b""), io.BytesIO()
     boots: list[Exception | run.Outcome] = [
         GuestDiedBooting("trixie: the guest died:", "Oops: int3"),
@@ -162,9 +162,7 @@ def test_a_guest_that_dies_while_it_boots_is_booted_once_more(monkeypatch: pytes
             raise came_to
         return came_to
 
-    monkeypatch.setattr(run, "_boot", boot)
-    kernel = kernels.Kernel("trixie", "cloud", "linux-image", "6.12", "6.12", Path())
-    start = partial(run.run, kernel, "true", directory=Path("/"), stdout=said, stderr=said)
+    start = partial(run._once_more(boot), stderr=said)
     assert start() is outcome
     assert b"booting it once more" in said.getvalue()
     boots = [GuestDiedBooting("once"), GuestDiedBooting("twice")]
