@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from packet_tracer import lab
 from packet_tracer.capture import Tracer
+from packet_tracer.events import Event, Packet
 from packet_tracer.lab import Lab
 
 from .capturing import netfilter_links_lacking, trace
@@ -30,6 +33,23 @@ def traffic(network: Lab) -> None:
     lab.udp_exchange(network.route, version=6, port=53, count=5)
 
 
+@pytest.fixture(scope="module")
+def probes(network: Lab) -> list[str]:
+    """All kinds that this kernel has."""
+    return PROBES + ["netfilter:*"] * (not netfilter_links_lacking(network.router))
+
+
+def seen(network: Lab, probes: list[str], expression: str = "") -> list[Event]:
+    tracer = Tracer(netns=network.router.name, interface=["r0", "r1"], probes=probes, filter=expression)
+    return trace(tracer, lambda: traffic(network))
+
+
+@pytest.fixture(scope="module")
+def everything(network: Lab, probes: list[str]) -> list[Event]:
+    """What is seen without a filter, once for all: on an emulated machine the verifier takes long."""
+    return seen(network, probes)
+
+
 @pytest.mark.parametrize(
     ("expression", "wanted"),
     [
@@ -42,13 +62,15 @@ def traffic(network: Lab) -> None:
     ],
 )
 @pytest.mark.requires("tracepoint", "xdp", "tc")
-def test_every_probe_filters_alike(network: Lab, expression: str, wanted: object) -> None:
+def test_every_probe_filters_alike(
+    network: Lab,
+    everything: list[Event],
+    probes: list[str],
+    expression: str,
+    wanted: Callable[[Packet], object],
+) -> None:
     """What passes is what was asked for, and no probe that saw such a packet unfiltered misses it."""
-    probes = PROBES + ["netfilter:*"] * (not netfilter_links_lacking(network.router))
-    options = {"netns": network.router.name, "interface": ["r0", "r1"], "probes": probes}
-    everything = trace(Tracer(**options), lambda: traffic(network))
-    filtered = trace(Tracer(**options, filter=expression), lambda: traffic(network))
-    assert callable(wanted)
+    filtered = seen(network, probes, expression)
     assert all(wanted(event.packet) for event in filtered)
     if "greater" not in expression:
         expected = {event.probe for event in everything if wanted(event.packet)}
