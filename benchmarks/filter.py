@@ -234,7 +234,7 @@ def _probe_run(filter_: Filter, packet: bytes, rounds: int) -> float:
         for index in range(batch):
             head = struct.pack("=IIQ", len(packet), len(packet), 0)
             table.update(struct.pack("=I", index), (head + packet).ljust(room + 16, b"\0"))
-        object_.maps[".bss"].raw.update(bytes(4), struct.pack("=I", batch))
+        object_.maps[".bss"].raw.update(bytes(4), struct.pack("=II", 0, batch) + bytes(4 * batch))
         program = object_.programs["probe"]
         with program.load() as without, program.load(**patch(program, filter_).arguments()) as with_filter:
 

@@ -24,28 +24,29 @@ struct {
 	__type(value, struct packet);
 } packets SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, PACKETS);
-	__type(key, __u32);
-	__type(value, __u32);
-} answers SEC(".maps");
-
 const volatile bool link_header = true;
-__u32 count;
+/* The verifier walks through each: fewer in a run, and a program is loaded sooner. */
+const volatile __u32 packets_in_a_run = PACKETS;
+
+struct {
+	__u32 first; /* of this run */
+	__u32 count; /* of all runs */
+	__u32 answers[PACKETS];
+} question;
 
 /* Of a type that can be test-run since 5.10, which those of a syscall can only since 5.14. */
 SEC("raw_tp")
 int probe(void *ctx)
 {
-	for (__u32 i = 0; i < PACKETS; i++) {
-		__u32 key = i; /* the counter itself must not be where a helper could change it */
+	for (__u32 i = 0; i < packets_in_a_run; i++) {
+		__u32 key = question.first + i, number = key;
 		struct packet *packet = bpf_map_lookup_elem(&packets, &key);
-		__u32 *answer = bpf_map_lookup_elem(&answers, &key);
+		__u32 *answer;
 		__u64 data;
 
-		if (i >= count || !packet || !answer)
+		if (number >= question.count || number >= PACKETS || !packet)
 			break;
+		answer = &question.answers[number];
 		/* A pointer is not a number until it has been through memory. */
 		if (bpf_probe_read_kernel(&data, sizeof(data), &packet))
 			break;

@@ -18,11 +18,11 @@ from tests.filter_corpus import corpus
 from tests.kernel.filter_programs import (
     BATCH,
     ROOM,
-    ProbePrograms,
     answerable,
     answers,
     filters,
     prepared,
+    probe_programs,
     runnable,
 )
 from tests.tunnel_packets import OTHERS, TUNNELS
@@ -76,8 +76,7 @@ def test_a_packet_that_begins_behind_the_bytes_of_a_tc_program() -> None:
 def test_probes_answer_as_libpcap(link_type: LinkType, pairs: int) -> None:
     packets = [*packets_of(link_type, BATCH - 1), b""]
     compared = accepted = 0
-    with prepared("filter_probe", link_header=int(link_type is LinkType.ETHERNET)) as object_:
-        programs = ProbePrograms(object_)
+    with probe_programs(link_header=int(link_type is LinkType.ETHERNET)) as programs:
         programs.put(packets)
         for filter_ in answerable(link_type):
             accepted += compare(filter_, link_type, packets, programs.answers(filter_))
@@ -90,8 +89,7 @@ def test_probes_answer_as_libpcap(link_type: LinkType, pairs: int) -> None:
 def test_a_tag_beside_the_packet_is_seen_by_probes(tag: int) -> None:
     packets = packets_of(LinkType.ETHERNET, 200)
     on_wire = [p[:12] + struct.pack("!I", tag) + p[12:] if len(p) >= 12 else p for p in packets]
-    with prepared("filter_probe", link_header=1) as object_:
-        programs = ProbePrograms(object_)
+    with probe_programs(link_header=1) as programs:
         programs.put(packets, metadata=tag | 5 << 32)
         for filter_ in [f for f in answerable(LinkType.ETHERNET) if f.sees_vlan]:
             oracle = OfflineFilter(filter_.ethernet)
@@ -104,8 +102,7 @@ def test_a_tag_beside_the_packet_is_seen_by_probes(tag: int) -> None:
 
 def test_metadata_is_read() -> None:
     frame = packets_of(LinkType.ETHERNET, 1)
-    with prepared("filter_probe", link_header=1) as object_:
-        programs = ProbePrograms(object_)
+    with probe_programs(link_header=1) as programs:
         for metadata, text, expected in [
             (4 << 60 | 3 << 32, "outbound", True),
             (4 << 60 | 3 << 32, "inbound", False),
@@ -149,8 +146,7 @@ def test_the_packet_in_a_tunnel(kind: Tunnel | None) -> None:
             "not port 4444", inner=inner, tunnel=[kind.name] if kind and kind.name else []
         )
         constants = filter_.rodata()
-        with prepared("filter_probe", **constants) as object_:
-            programs = ProbePrograms(object_)
+        with probe_programs(**constants) as programs:
             programs.put([*packets, *cut])
             answered = programs.answers(filter_)
         expected = [filter_.matches(packet) for packet in [*packets, *cut]]
