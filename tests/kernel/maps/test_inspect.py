@@ -216,12 +216,12 @@ def test_maps_are_found_by_id_name_and_pin(tmp_path: Path) -> None:
                 assert described["pinned"] == [str(tmp_path / "here")]
                 assert [each["pid"] for each in described["pids"]] == [os.getpid()]
             with HashMap.create(key=u32, value=u64, max_entries=4, name=name) as other:
-                said = other_ptrace("show", name, status=EXIT_USAGE)
+                said = ptrace("show", name, status=EXIT_USAGE)
                 assert f"2 maps are named {name}: say which, by id: {one.id}, {other.id}" in said
-            assert f"pinned at {tmp_path}/here" in other_ptrace("show", one.id)
-        assert "no map is named nonesuch" in other_ptrace("show", "nonesuch", status=EXIT_USAGE)
-        assert "no map has id 4294967" in other_ptrace("show", "4294967", status=EXIT_USAGE)
-        assert "nothing is pinned at" in other_ptrace("show", tmp_path / "gone", status=EXIT_USAGE)
+            assert f"pinned at {tmp_path}/here" in ptrace("show", one.id)
+        assert "no map is named nonesuch" in ptrace("show", "nonesuch", status=EXIT_USAGE)
+        assert "no map has id 4294967" in ptrace("show", "4294967", status=EXIT_USAGE)
+        assert "nothing is pinned at" in ptrace("show", tmp_path / "gone", status=EXIT_USAGE)
         (tmp_path / "here").unlink()
     finally:
         subprocess.run(["umount", tmp_path], check=True)
