@@ -33,6 +33,7 @@ from packet_tracer.bpf.program import Program
 from packet_tracer.filter import Access, Filter, LinkType, Stub, cbpf, ebpf
 from packet_tracer.filter.expression import compile_filter
 from packet_tracer.filter.patch import Patched, patch, replace_functions
+from packet_tracer.filter.typed import TypedMemory, typed_memory
 
 OBJECTS = Path(__file__).parents[1] / "build" / "tests"
 EXPRESSIONS = [
@@ -198,12 +199,14 @@ def in_the_classifier(copies: int, count: int, rounds: int) -> None:
 
 def alone(repeat: int, rounds: int) -> None:
     """Print ns a packet by BPF_PROG_TEST_RUN, less the program with a stub, for each way of reading."""
-    print(f"{'ns a packet, BPF_PROG_TEST_RUN':<84} {'packet':<6} {'xdp':>7} {'tc':>7} {'probe':>7}")
+    print(
+        f"{'ns a packet, BPF_PROG_TEST_RUN':<84} {'packet':<6} {'xdp':>7} {'tc':>7} {'copy':>7} {'place':>7}"
+    )
     for text in EXPRESSIONS:
         filter_ = compile_filter(text)
         for name, packet in packets().items():
             costs = [_test_run(kind, filter_, packet, repeat, rounds) for kind in ("xdp", "tc")]
-            costs.append(_probe_run(filter_, packet, rounds))
+            costs += [_probe_run(filter_, packet, rounds, memory) for memory in (None, typed_memory())]
             print(f"{text:<84} {name:<6} " + " ".join(f"{cost:7.1f}" for cost in costs))
     print()
 
@@ -226,8 +229,11 @@ def _duration(program: Program, packet: bytes, repeat: int) -> float:
     return float(program.test_run(packet, repeat=repeat).duration_ns)
 
 
-def _probe_run(filter_: Filter, packet: bytes, rounds: int) -> float:
-    """256 packets of one run, so that the system call does not count for much; its own cost is taken off."""
+def _probe_run(filter_: Filter, packet: bytes, rounds: int, memory: TypedMemory | None) -> float:
+    """256 packets of one run, so that the system call does not count for much; its own cost is taken off.
+
+    Read through a copy by bpf_probe_read_kernel, or in place.
+    """
     batch, room = 256, 2048
     with prepared("filter_probe") as object_:
         table = object_.maps["packets"].raw
@@ -236,7 +242,8 @@ def _probe_run(filter_: Filter, packet: bytes, rounds: int) -> float:
             table.update(struct.pack("=I", index), (head + packet).ljust(room + 16, b"\0"))
         object_.maps[".bss"].raw.update(bytes(4), struct.pack("=II", 0, batch) + bytes(4 * batch))
         program = object_.programs["probe"]
-        with program.load() as without, program.load(**patch(program, filter_).arguments()) as with_filter:
+        code = patch(program, filter_, memory=memory)
+        with program.load() as without, program.load(**code.arguments()) as with_filter:
 
             def run(loaded: Program) -> float:
                 begin = time.perf_counter_ns()

@@ -31,15 +31,18 @@ static __always_inline void bury(__u64 head)
 		count_tracking(0, 1);
 }
 
-/* The same for a buffer that may live on as an xdp_frame: revive(). */
+/* The same for the buffer of an skb, which may live on as an xdp_frame: revive(). */
 static __always_inline void release(struct sk_buff *skb)
 {
-	__u64 head = head_of(skb);
-	struct tracked *packet = READ_BITS(skb, head_frag) ? find_tracked(head) : 0;
+	__u64 head = (__u64)READ(skb, head);
+	struct tracked *packet = find_tracked(head);
 
-	if (packet)
+	if (!packet)
+		return;
+	if (READ_BITS(skb, head_frag))
 		bpf_map_update_elem(&released, &head, packet, BPF_ANY);
-	bury(head);
+	if (!bpf_map_delete_elem(&packets, &head))
+		count_tracking(0, 1);
 }
 
 /* Makes what is in a buffer a packet of its own, a child of `parent`. */

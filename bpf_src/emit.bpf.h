@@ -135,6 +135,47 @@ static __always_inline bool passes_metadata(const struct packet_view *view)
 	       match_task(view->skb ? socket_of(view->skb) : 0);
 }
 
+#if !defined(HOOK_TC) && !defined(HOOK_XDP)
+
+static __always_inline bool view_if_metadata_passes(struct packet_view *view, struct sk_buff *skb,
+						    struct facts *facts)
+{
+	view_metadata(view, skb, valid_device(device_of(skb)));
+	remember_namespace(view, facts);
+	return passes_metadata(view);
+}
+
+/*
+ * The first look at an skb, before anything is known of its event: false if its bytes alone turn it away. Then nothing has been
+ * written but the view. `flags` is the event's.
+ */
+static __always_inline bool bytes_pass(struct packet_view *view, struct sk_buff *skb,
+				       enum packet_position position, __u32 *flags)
+{
+	if (!filter_first)
+		return true;
+	view->skb = skb;
+	view_bytes(view, position);
+	if (filter_expression(view))
+		return true;
+	*flags = PTRACE_EVENT_FOLLOWED;
+	return is_followed(view->head);
+}
+
+/* The second: whether it passes every filter. Its view is then complete. */
+static __always_inline bool view_if_passing(struct packet_view *view, struct sk_buff *skb,
+					    enum packet_position position, struct facts *facts)
+{
+	if (!view_if_metadata_passes(view, skb, facts))
+		return false;
+	if (filter_first)
+		return true;
+	view_bytes(view, position);
+	return passes_filter(view, facts);
+}
+
+#endif
+
 static __always_inline void *ring_of_this_cpu(void)
 {
 	__u32 cpu = bpf_get_smp_processor_id();

@@ -13,9 +13,8 @@ char LICENSE[] SEC("license") = "GPL";
 SEC("fentry")
 int function_entry(void *ctx)
 {
-	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION, .probe_id = COOKIE_PROBE(function_cookie())};
-
-	return trace_function(ctx, (struct sk_buff *)CONTEXT_VALUE(ctx, ARGUMENT_OFFSET), &facts);
+	return trace_function(ctx, (struct sk_buff *)CONTEXT_VALUE(ctx, ARGUMENT_OFFSET), PTRACE_HOOK_FUNCTION,
+			      COOKIE_PROBE(function_cookie()));
 }
 
 SEC("fentry")
@@ -37,7 +36,6 @@ int function_return(void *ctx)
 SEC("fexit")
 int function_made(void *ctx)
 {
-	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION_RETURN, .probe_id = COOKIE_PROBE(function_cookie())};
-
-	return trace_function(ctx, (struct sk_buff *)CONTEXT_VALUE(ctx, RETURN_OFFSET), &facts);
+	return trace_function(ctx, (struct sk_buff *)CONTEXT_VALUE(ctx, RETURN_OFFSET),
+			      PTRACE_HOOK_FUNCTION_RETURN, COOKIE_PROBE(function_cookie()));
 }

@@ -29,9 +29,9 @@ SEC("fentry")
 int pointer_entry(void *ctx)
 {
 	__u64 cookie = function_cookie();
-	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION, .probe_id = COOKIE_PROBE(cookie)};
 
-	return trace_function(ctx, pointed_to(argument_of(ctx, cookie)), &facts);
+	return trace_function(ctx, pointed_to(argument_of(ctx, cookie)), PTRACE_HOOK_FUNCTION,
+			      COOKIE_PROBE(cookie));
 }
 
 /* The call is known by the argument: what it points to may be another skb when it returns. */

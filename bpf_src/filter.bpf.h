@@ -29,6 +29,11 @@ const volatile bool filter_enabled = false;
 const volatile bool filter_inner = false;
 /* It asks for what lies beside the bytes: VLAN tag, packet type, interface. */
 const volatile bool filter_reads_metadata = false;
+/*
+ * The expression decides first: it asks for the bytes alone, and nothing else decides at less cost. Most packets are nobody's
+ * business, and there are thousands of functions.
+ */
+const volatile bool filter_first = false;
 /* Never set, and unknown to the compiler: keeps what only a patched-in filter calls in the program. */
 const volatile bool filter_keep = false;
 
@@ -197,30 +202,16 @@ static __always_inline bool filter_bytes(__u64 data, __u64 data_end, __u64 share
 	return filter_skb_inner(data, data_end, shared, view->length, view->link_header);
 }
 
-/*
- * Where an skb's bytes lie. Read by the helper it is a number to the verifier, as a function's argument has to be; a loaded
- * one is memory since 2d5c91e1cc14 (v6.17). Returns whether it could be read.
- */
-static __always_inline bool read_head(const struct packet_view *view, __u64 *head)
-{
-#if READ_DIRECT
-	return !bpf_probe_read_kernel(head, sizeof(*head), &view->skb->head);
-#else
-	*head = (__u64)view->head;
-	return *head;
-#endif
-}
-
 /* Returns whether the filter accepts the packet. The view must be complete: view_bytes(). */
 static __always_inline bool filter_skb(const struct packet_view *view, enum ptrace_direction direction)
 {
-	__u64 head, data, data_end, shared, metadata = 0;
+	__u64 head = (__u64)view->head, data, data_end, shared, metadata = 0;
 
 	if (!match_length(view->length))
 		return false;
 	if (!filter_enabled && !filter_addresses)
 		return true;
-	if (!read_head(view, &head))
+	if (!head)
 		return false;
 	data = head + view->start;
 	data_end = head + view->linear_end;
@@ -236,7 +227,18 @@ static __always_inline bool filter_skb(const struct packet_view *view, enum ptra
 	return filter_bytes(data, data_end, shared, view, metadata);
 }
 
-/* The same for a packet before there is an skb, whose addresses are numbers already. */
+/* The same where filter_first is set: nothing but the expression is asked. */
+static __always_inline bool filter_expression(const struct packet_view *view)
+{
+	__u64 head = (__u64)view->head;
+	__u64 data = head + view->start, data_end = head + view->linear_end, shared = head + view->end;
+
+	if (view->link_header)
+		return pcap_filter_l2(data, data_end, shared, view->length, 0);
+	return pcap_filter_l3(data, data_end, shared, view->length, 0);
+}
+
+/* The same for a packet before there is an skb. */
 static __always_inline bool filter_buffer(const struct packet_view *view, __u64 data, __u64 data_end, __u64 shared)
 {
 	__u64 metadata = 0;

@@ -148,11 +148,9 @@ static __always_inline void find_flow(const struct packet_view *view, struct ptr
 {
 	__u16 ports[2] __attribute__((aligned(4)));
 	struct cursor cursor = {};
+	__u64 head = (__u64)view->head;
 	int transport = 0;
-	__u64 head;
 
-	if (!read_head(view, &head))
-		return;
 	cursor.data = head + view->start;
 	cursor.data_end = head + view->linear_end;
 	cursor.shared = head + view->end;

@@ -65,62 +65,47 @@ static __always_inline void guess_protocol(struct packet_view *view)
 		view->protocol = ETH_P_IPV6;
 }
 
-static __always_inline void view_function(struct packet_view *view, struct sk_buff *skb, struct facts *facts)
-{
-	view_metadata(view, skb, valid_device(device_of(skb)));
-	remember_namespace(view, facts);
-}
-
-/*
- * Returns whether a function's packet passes every filter; its view is then complete. There are thousands of functions, and
- * most of what they see is nobody's business: so where nothing but the packet filter decides, it decides before device and
- * namespace are even looked at.
- */
+/* Returns whether a function's packet passes every filter; its view is then complete. */
 static __always_inline bool function_passes(struct packet_view *view, struct sk_buff *skb, struct facts *facts)
 {
-	bool filter_first = filter_enabled && !filter_reads_metadata && !filter_netns_count &&
-			    !filter_interface_count && !filter_mark_mask;
-
-	if (!valid_pointer(skb))
+	if (!view_if_passing(view, skb, POSITION_BY_SKB, facts) || is_message(skb))
 		return false;
-	view->skb = skb;
-	if (!filter_first) {
-		view_function(view, skb, facts);
-		if (!passes_metadata(view))
-			return false;
-	}
-	view_bytes(view, POSITION_BY_SKB);
 	guess_protocol(view);
-	if (!passes_filter(view, facts))
-		return false;
-	if (filter_first) {
-		view_function(view, skb, facts);
-		if (!passes_metadata(view))
-			return false;
-	}
-	return !is_message(skb);
+	return true;
 }
 
-static __always_inline int trace_function(void *ctx, struct sk_buff *skb, struct facts *facts)
+static __always_inline int trace_function(void *ctx, struct sk_buff *skb, __u8 hook, __u32 probe_id)
 {
 	struct packet_view view;
+	struct facts facts;
+	__u32 flags = 0;
 
-	if (!function_passes(&view, skb, facts)) {
-		count_rejected(facts->probe_id);
+	if (!valid_pointer(skb) || !bytes_pass(&view, skb, POSITION_BY_SKB, &flags)) {
+		count_rejected(probe_id);
 		return 0;
 	}
-	take_stack(ctx, facts);
-	emit_skb(&view, facts);
+	facts = (struct facts){.hook = hook, .probe_id = probe_id, .flags = flags};
+	if (!function_passes(&view, skb, &facts)) {
+		count_rejected(probe_id);
+		return 0;
+	}
+	take_stack(ctx, &facts);
+	emit_skb(&view, &facts);
 	return 0;
 }
 
 /* Attached beside the entry's program where returns are wanted. `argument`: the skb, or what leads to it. */
 static __always_inline int remember_function(__u64 argument, struct sk_buff *skb, __u32 probe_id)
 {
-	struct call_key key = function_call(argument, probe_id);
-	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION, .probe_id = probe_id};
 	struct packet_view view;
+	struct call_key key;
+	struct facts facts;
+	__u32 flags = 0;
 
+	if (!valid_pointer(skb) || !bytes_pass(&view, skb, POSITION_BY_SKB, &flags))
+		return 0;
+	key = function_call(argument, probe_id);
+	facts = (struct facts){.hook = PTRACE_HOOK_FUNCTION, .probe_id = probe_id, .flags = flags};
 	if (function_passes(&view, skb, &facts))
 		remember_call(&view, &facts, &key);
 	return 0;

@@ -17,6 +17,34 @@ struct {
 	__type(value, __u64);
 } function_cookies SEC(".maps");
 
+/*
+ * Cookies of kprobe-multi by where their functions are: the lower half of the address, and the cookie, which has 32 bits. The
+ * kernel searches a function's cookie by halves among all of the link, which takes as long as a filter does.
+ */
+#define KNOWN_COOKIES 8192
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, KNOWN_COOKIES);
+	__type(key, __u32);
+	__type(value, __u64);
+} known_cookies SEC(".maps");
+
+/* Functions begin at multiples of 16. Of two with one place, the first one has it. */
+static __always_inline __u64 multi_cookie(struct pt_regs *ctx)
+{
+	__u64 function = bpf_get_func_ip(ctx), cookie;
+	__u32 place = function >> 4 & (KNOWN_COOKIES - 1);
+	volatile __u64 *slot = bpf_map_lookup_elem(&known_cookies, &place);
+	__u64 known = slot ? *slot : 0;
+
+	if (known && known >> 32 == (__u32)function)
+		return (__u32)known;
+	cookie = bpf_get_attach_cookie(ctx);
+	if (slot && !known)
+		*slot = function << 32 | cookie;
+	return cookie;
+}
+
 /* The breakpoint's instruction is behind the program counter on x86_64, and not on aarch64. */
 #ifdef __TARGET_ARCH_x86
 #define BREAKPOINT_BYTES 1
@@ -64,12 +92,11 @@ static __always_inline __u64 register_argument(struct pt_regs *ctx, __u32 index)
 
 static __always_inline int trace_entry(struct pt_regs *ctx, __u64 cookie)
 {
-	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION, .probe_id = COOKIE_PROBE(cookie)};
 	__u64 skb = register_argument(ctx, COOKIE_ARGUMENT(cookie));
 
 	if (COOKIE_KIND(cookie) == ARGUMENT_SKB_POINTER)
 		bpf_probe_read_kernel(&skb, sizeof(skb), (void *)skb);
-	return trace_function(ctx, (struct sk_buff *)skb, &facts);
+	return trace_function(ctx, (struct sk_buff *)skb, PTRACE_HOOK_FUNCTION, COOKIE_PROBE(cookie));
 }
 
 SEC("kprobe")
@@ -83,14 +110,13 @@ int kprobe_entry(struct pt_regs *ctx)
 SEC("kprobe.multi")
 int kprobe_multi_entry(struct pt_regs *ctx)
 {
-	return trace_entry(ctx, bpf_get_attach_cookie(ctx));
+	return trace_entry(ctx, multi_cookie(ctx));
 }
 
 static __always_inline int trace_made(struct pt_regs *ctx, __u64 cookie)
 {
-	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION_RETURN, .probe_id = COOKIE_PROBE(cookie)};
-
-	return trace_function(ctx, (struct sk_buff *)PT_REGS_RC(ctx), &facts);
+	return trace_function(ctx, (struct sk_buff *)PT_REGS_RC(ctx), PTRACE_HOOK_FUNCTION_RETURN,
+			      COOKIE_PROBE(cookie));
 }
 
 /* Functions that take an xdp_buff or xdp_frame. */
@@ -105,7 +131,7 @@ int kprobe_buffer(struct pt_regs *ctx)
 SEC("kprobe.multi")
 int kprobe_multi_buffer(struct pt_regs *ctx)
 {
-	__u64 cookie = bpf_get_attach_cookie(ctx);
+	__u64 cookie = multi_cookie(ctx);
 
 	return trace_buffer(ctx, register_argument(ctx, COOKIE_ARGUMENT(cookie)), cookie);
 }
@@ -120,5 +146,5 @@ int kretprobe_skb(struct pt_regs *ctx)
 SEC("kretprobe.multi")
 int kretprobe_multi_skb(struct pt_regs *ctx)
 {
-	return trace_made(ctx, bpf_get_attach_cookie(ctx));
+	return trace_made(ctx, multi_cookie(ctx));
 }

@@ -99,58 +99,29 @@ static __always_inline bool ethernet_length(__u32 bytes)
 	return bytes == ETH_HLEN || bytes == ETH_HLEN + 4 || bytes == ETH_HLEN + 8;
 }
 
-#if READ_DIRECT
+/* What of an skb says where its bytes are. */
+struct placement {
+	__u64 head;
+	__u64 data;
+	__u32 length;
+	__u32 nonlinear;
+	__u32 network;
+	__u32 mac;
+	__u32 end;
+	__u16 protocol; /* network order */
+};
 
-#define SKB_WINDOW(skb)
-#define READ_WINDOW(skb, member) ((skb)->member)
-#define VIEW_BYTES static __always_inline int
-
-#else
-
-/*
- * The members of an skb that say where its bytes are lie close together, behind `len`. Where each costs a call of a helper, one
- * call reads them all: nine of them were half of what a function's probe cost a packet that no filter wants.
- */
-#define WINDOW_BYTES 120
-#define WINDOW_START (bpf_core_field_offset(struct sk_buff, len) & ~7)
-#define SKB_WINDOW(skb)                 \
-	__u64 window[WINDOW_BYTES / 8]; \
-	bpf_probe_read_kernel(window, sizeof(window), (void *)(skb) + WINDOW_START)
-/* Nothing is to be known of the offset, or the compiler puts an OR in the place of the sum. */
-#define READ_WINDOW(skb, member)                                                           \
-	({                                                                                 \
-		__u32 __at = bpf_core_field_offset(struct sk_buff, member) - WINDOW_START; \
-		typeof((skb)->member) __value;                                             \
-		asm volatile("" : "+r"(__at));                                             \
-		if (__at <= WINDOW_BYTES - sizeof(__value))                                \
-			__value = *(typeof(__value) *)((void *)window + __at);             \
-		else                                                                       \
-			__value = READ(skb, member);                                       \
-		__value;                                                                   \
-	})
-/* A function of its own, so that the window is off the stack again when more is called. */
-#define VIEW_BYTES static __noinline __attribute__((unused)) int
-
-#endif
-
-/* The other half: where the bytes are. */
-VIEW_BYTES view_bytes(struct packet_view *view, enum packet_position position)
+static __always_inline void place_bytes(struct packet_view *view, const struct placement *at,
+					enum packet_position position)
 {
-	struct sk_buff *skb = view->skb;
-	__u32 length, nonlinear, network, mac, data;
-	SKB_WINDOW(skb);
+	__u32 data = at->data - at->head, network = at->network, mac = at->mac;
 
-	length = READ_WINDOW(skb, len);
-	nonlinear = READ_WINDOW(skb, data_len);
-	network = READ_WINDOW(skb, network_header);
-	mac = READ_WINDOW(skb, mac_header);
-	view->head = READ_WINDOW(skb, head);
-	view->end = READ_WINDOW(skb, end);
-	data = (__u32)((__u64)READ_WINDOW(skb, data) - (__u64)view->head);
+	view->head = (unsigned char *)at->head;
+	view->end = at->end;
 	view->data = data;
-	view->linear_end = data + length - nonlinear;
-	view->nonlinear = nonlinear;
-	view->protocol = bpf_ntohs(READ_WINDOW(skb, protocol));
+	view->linear_end = data + at->length - at->nonlinear;
+	view->nonlinear = at->nonlinear;
+	view->protocol = bpf_ntohs(at->protocol);
 
 	if (position == POSITION_AT_NETWORK)
 		network = data;
@@ -165,8 +136,71 @@ VIEW_BYTES view_bytes(struct packet_view *view, enum packet_position position)
 	else
 		view->start = data;
 	/* A header already pulled lies before skb->data and still counts; one not yet reached does not. */
-	view->length = length + data - view->start;
+	view->length = at->length + data - view->start;
+}
+
+#define PLACEMENT(read, read_address, skb)                                                                        \
+	{                                                                                                         \
+		.head = (__u64)read_address(skb, head), .data = (__u64)read_address(skb, data),                   \
+		.length = read(skb, len), .nonlinear = read(skb, data_len), .network = read(skb, network_header), \
+		.mac = read(skb, mac_header), .end = read(skb, end), .protocol = read(skb, protocol),             \
+	}
+
+#if !READ_DIRECT
+
+/*
+ * These members lie close together, behind `len`. Where each would cost a call of a helper, one call reads them all: nine of them
+ * were half of what a function's probe cost a packet that no filter wants.
+ */
+#define WINDOW_BYTES 120
+#define WINDOW_START (bpf_core_field_offset(struct sk_buff, len) & ~7)
+/* Nothing is to be known of the offset, or the compiler puts an OR in the place of the sum. */
+#define READ_WINDOW(skb, member)                                                           \
+	({                                                                                 \
+		__u32 __at = bpf_core_field_offset(struct sk_buff, member) - WINDOW_START; \
+		typeof((skb)->member) __value;                                             \
+		asm volatile("" : "+r"(__at));                                             \
+		if (__at <= WINDOW_BYTES - sizeof(__value))                                \
+			__value = *(typeof(__value) *)((void *)window + __at);             \
+		else                                                                       \
+			__value = BPF_CORE_READ(skb, member);                              \
+		__value;                                                                   \
+	})
+
+/* A function of its own, so that the window is off the stack again when more is called. */
+static __noinline __attribute__((unused)) int view_window(struct packet_view *view, enum packet_position position)
+{
+	struct sk_buff *skb = view->skb;
+	__u64 window[WINDOW_BYTES / 8];
+
+	bpf_probe_read_kernel(window, sizeof(window), (void *)skb + WINDOW_START);
+	{
+		struct placement at = PLACEMENT(READ_WINDOW, READ_WINDOW, skb);
+
+		place_bytes(view, &at, position);
+	}
 	return 0;
+}
+
+#endif
+
+/* The other half: where the bytes are. */
+static __always_inline void view_bytes(struct packet_view *view, enum packet_position position)
+{
+	struct sk_buff *skb = view->skb;
+
+#if !READ_DIRECT
+	if (!bpf_ksym_exists(bpf_rdonly_cast)) {
+		view_window(view, position);
+		return;
+	}
+	skb = TYPED(skb);
+#endif
+	{
+		struct placement at = PLACEMENT(READ_TYPED, READ_ADDRESS, skb);
+
+		place_bytes(view, &at, position);
+	}
 }
 
 #endif

@@ -11,30 +11,25 @@ static __always_inline bool emitting(__u32 probe_id)
 	return config_emitting & (1ULL << probe_id);
 }
 
-/* Returns whether the packet passes every filter; its view is then complete. */
-static __always_inline bool view_if_passing(struct packet_view *view, struct sk_buff *skb,
-					    enum packet_position position, struct facts *facts)
-{
-	view_metadata(view, skb, valid_device(device_of(skb)));
-	if (passes_metadata(view)) {
-		view_bytes(view, position);
-		if (passes_filter(view, facts))
-			return true;
-	}
-	count_rejected(facts->probe_id);
-	return false;
-}
-
 static __always_inline int trace_skb(void *ctx, struct sk_buff *skb, enum packet_position position,
 				     enum ptrace_probe probe_id, enum ptrace_direction direction)
 {
-	struct facts facts = {.hook = PTRACE_HOOK_TRACEPOINT, .probe_id = probe_id, .direction = direction};
 	struct packet_view view;
+	struct facts facts;
+	__u32 flags = 0;
 
-	if (view_if_passing(&view, skb, position, &facts)) {
-		take_stack(ctx, &facts);
-		emit_skb(&view, &facts);
+	if (bytes_pass(&view, skb, position, &flags)) {
+		facts = (struct facts){.hook = PTRACE_HOOK_TRACEPOINT,
+				       .probe_id = probe_id,
+				       .direction = direction,
+				       .flags = flags};
+		if (view_if_passing(&view, skb, position, &facts)) {
+			take_stack(ctx, &facts);
+			emit_skb(&view, &facts);
+			return 0;
+		}
 	}
+	count_rejected(probe_id);
 	return 0;
 }
 
@@ -76,14 +71,23 @@ int BPF_PROG(net_dev_start_xmit, struct sk_buff *skb)
 SEC("tp_btf/net_dev_start_xmit")
 int BPF_PROG(net_dev_start_xmit_remember, struct sk_buff *skb, struct net_device *dev)
 {
-	struct call_key key = {(__u64)skb, dev->ifindex, bpf_get_smp_processor_id()};
-	struct facts facts = {.hook = PTRACE_HOOK_TRACEPOINT,
-			      .probe_id = PTRACE_PROBE_NET_DEV_XMIT,
-			      .direction = PTRACE_DIRECTION_EGRESS};
 	struct packet_view view;
+	struct call_key key;
+	struct facts facts;
+	__u32 flags = 0;
 
-	if (view_if_passing(&view, skb, POSITION_AT_LINK, &facts))
-		remember_call(&view, &facts, &key);
+	if (bytes_pass(&view, skb, POSITION_AT_LINK, &flags)) {
+		key = (struct call_key){(__u64)skb, dev->ifindex, bpf_get_smp_processor_id()};
+		facts = (struct facts){.hook = PTRACE_HOOK_TRACEPOINT,
+				       .probe_id = PTRACE_PROBE_NET_DEV_XMIT,
+				       .direction = PTRACE_DIRECTION_EGRESS,
+				       .flags = flags};
+		if (view_if_passing(&view, skb, POSITION_AT_LINK, &facts)) {
+			remember_call(&view, &facts, &key);
+			return 0;
+		}
+	}
+	count_rejected(PTRACE_PROBE_NET_DEV_XMIT);
 	return 0;
 }
 
@@ -100,27 +104,29 @@ int BPF_PROG(net_dev_xmit, struct sk_buff *skb, int result, struct net_device *d
 	return 0;
 }
 
-/* The end of an skb. */
-static __always_inline int trace_end(void *ctx, struct sk_buff *skb, struct facts *facts)
+static __always_inline bool trace_last(void *ctx, struct sk_buff *skb, const struct facts *end)
 {
 	struct packet_view view;
+	struct facts facts;
+	__u32 flags = 0;
 
-	facts->hook = PTRACE_HOOK_TRACEPOINT;
-	view_metadata(&view, skb, valid_device(device_of(skb)));
-	remember_namespace(&view, facts);
-	if (emitting(facts->probe_id)) {
-		if (passes_metadata(&view) && !is_message(skb)) {
-			view_bytes(&view, POSITION_BY_SKB);
-			if (passes_filter(&view, facts)) {
-				take_stack(ctx, facts);
-				emit_skb(&view, facts);
-			} else {
-				count_rejected(facts->probe_id);
-			}
-		} else {
-			count_rejected(facts->probe_id);
-		}
-	}
+	if (!bytes_pass(&view, skb, POSITION_BY_SKB, &flags))
+		return false;
+	facts = *end;
+	facts.hook = PTRACE_HOOK_TRACEPOINT;
+	facts.flags |= flags;
+	if (!view_if_passing(&view, skb, POSITION_BY_SKB, &facts) || is_message(skb))
+		return false;
+	take_stack(ctx, &facts);
+	emit_skb(&view, &facts);
+	return true;
+}
+
+/* The end of an skb. */
+static __always_inline int trace_end(void *ctx, struct sk_buff *skb, const struct facts *end)
+{
+	if (emitting(end->probe_id) && !trace_last(ctx, skb, end))
+		count_rejected(end->probe_id);
 	if (!config_exact_identity) /* else its buffer's own end is seen, which comes a little later */
 		forget(skb, skb->head);
 	return 0;

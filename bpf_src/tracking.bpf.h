@@ -47,6 +47,14 @@ struct {
 	__type(value, struct tracked);
 } packets SEC(".maps");
 
+/* Whether there has ever been one: until then nothing has to be looked for among them, and most captures wait for one packet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} any_packets SEC(".maps");
+
 /*
  * What was in buffers that their skbs gave up, by where they start: with XDP_TX and XDP_REDIRECT veth frees the skb that an XDP
  * program ran for, and its buffer lives on as an xdp_frame.
@@ -137,9 +145,18 @@ static __always_inline __u32 ip_length(const struct ptrace_event *record)
 	return *(__u16 *)((void *)(record + 1) + at);
 }
 
+static __always_inline volatile __u32 *any_tracked(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&any_packets, &zero);
+}
+
 static __always_inline struct tracked *find_tracked(__u64 head)
 {
-	return bpf_map_lookup_elem(&packets, &head);
+	volatile __u32 *any = any_tracked();
+
+	return any && *any ? bpf_map_lookup_elem(&packets, &head) : 0;
 }
 
 static __always_inline void count_tracking(__u64 births, __u64 deaths)
@@ -265,6 +282,7 @@ static __always_inline void take_identity(struct ptrace_event *record, struct tr
 static __always_inline void give_birth(struct ptrace_event *record, __u64 content)
 {
 	__u64 head = record->head_address, skb = record->skb_address;
+	volatile __u32 *any = any_tracked();
 	struct tracked born = {
 		.id = new_packet_id(record->timestamp_ns),
 		.content = content,
@@ -279,6 +297,8 @@ static __always_inline void give_birth(struct ptrace_event *record, __u64 conten
 		.unsure = before_skb(record),
 	};
 
+	if (any && !*any)
+		*any = 1;
 	if (bpf_map_update_elem(&packets, &head, &born, BPF_ANY))
 		return;
 	if (!config_exact_identity)
@@ -352,7 +372,7 @@ static __always_inline void forget(struct sk_buff *skb, unsigned char *head)
 {
 	__u64 key = (__u64)head;
 
-	if (holds_alone(skb, head) && !bpf_map_delete_elem(&packets, &key))
+	if (find_tracked(key) && holds_alone(skb, head) && !bpf_map_delete_elem(&packets, &key))
 		count_tracking(0, 1);
 }
 

@@ -177,6 +177,11 @@ struct net___atomic_cookie {
 	atomic64_t net_cookie;
 };
 
+/* include/linux/time64.h; read for the number it begins with. */
+struct timespec64 {
+	s64 tv_sec;
+};
+
 #define IFF_LOOPBACK (1 << 3)
 enum { ARPHRD_ETHER = 1, ARPHRD_LOOPBACK = 772 };
 

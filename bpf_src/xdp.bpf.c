@@ -43,9 +43,9 @@ static __noinline int fill_xdp(struct ptrace_event *record, struct xdp_md *ctx, 
 	fill_namespace(record, view);
 	record->skb_address = (__u64)xdp;
 	/* The buffer the skb will be built on, and veth's was: what joins this packet to its skb. */
-	record->head_address = (__u64)READ(xdp, data_hard_start);
+	record->head_address = READ_ADDRESS(xdp, data_hard_start);
 	record->packet_type = PTRACE_NO_SKB;
-	record->queue = READ(xdp, rxq, queue_index);
+	record->queue = READ(READ(xdp, rxq), queue_index);
 	record->packet_length = view->length;
 	record->data_length = view->nonlinear;
 	record->flags |= PTRACE_EVENT_LINK_HEADER;
@@ -69,8 +69,8 @@ int xdp(struct xdp_md *ctx)
 {
 	/* In an XDP program the context register holds the address of the xdp_buff itself. */
 	struct xdp_buff *buffer = (struct xdp_buff *)ctx;
-	struct packet_view view = {.dev = READ(buffer, rxq, dev)};
-	__u64 data = (__u64)READ(buffer, data);
+	struct packet_view view = {.dev = READ(READ(buffer, rxq), dev)};
+	__u64 data = READ_ADDRESS(buffer, data);
 
 	view.net = net_of(view.dev, 0);
 	view.netns_inode = net_inode(view.net);
@@ -80,7 +80,7 @@ int xdp(struct xdp_md *ctx)
 		return XDP_PASS;
 	}
 	view.head = (unsigned char *)data;
-	view.linear_end = (__u64)READ(buffer, data_end) - data;
+	view.linear_end = READ_ADDRESS(buffer, data_end) - data;
 	view.length = packet_length(ctx, view.linear_end);
 	view.nonlinear = view.length - view.linear_end;
 	if (filter_xdp(ctx, true))

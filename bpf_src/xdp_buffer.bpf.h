@@ -68,17 +68,17 @@ static __always_inline bool view_buff(struct buffer_view *view, struct xdp_buff 
 	struct packet_view *packet = &view->packet;
 	__u32 room = READ(xdp, frame_sz);
 
-	packet->dev = valid_device(READ(xdp, rxq, dev));
+	packet->dev = valid_device(READ(READ(xdp, rxq), dev));
 	packet->net = net_of(packet->dev, 0);
 	packet->netns_inode = net_inode(packet->net);
 	if (packet->netns_inode < NAMESPACE_INODE_MIN)
 		return false;
 	packet->ifindex = READ(packet->dev, ifindex);
-	if (!view_room(packet, (__u64)READ(xdp, data_hard_start), (__u64)READ(xdp, data),
-		       (__u64)READ(xdp, data_end), room))
+	if (!view_room(packet, READ_ADDRESS(xdp, data_hard_start), READ_ADDRESS(xdp, data),
+		       READ_ADDRESS(xdp, data_end), room))
 		return false;
 	view->address = (__u64)xdp;
-	view->queue = READ(xdp, rxq, queue_index);
+	view->queue = READ(READ(xdp, rxq), queue_index);
 	if (bpf_core_field_exists(xdp->flags) && READ(xdp, flags) & XDP_FLAGS_HAS_FRAGS)
 		view_pages(view, room);
 	view_link(packet);
@@ -92,7 +92,7 @@ static __always_inline bool view_buff(struct buffer_view *view, struct xdp_buff 
 static __always_inline bool view_frame(struct buffer_view *view, struct xdp_frame *frame, struct facts *facts)
 {
 	struct packet_view *packet = &view->packet;
-	__u64 data = (__u64)READ(frame, data), start = frame_start(frame);
+	__u64 data = READ_ADDRESS(frame, data), start = frame_start(frame);
 	__u32 room = READ_BITS(frame, frame_sz);
 	struct tracked *known;
 

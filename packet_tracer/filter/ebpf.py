@@ -35,6 +35,8 @@ _SIGNS = {
 
 #: Source register of a call that names a function of the same program (BPF_PSEUDO_CALL).
 PSEUDO_CALL = 1
+#: The same of a call that names a function of the kernel, by its BTF id (BPF_PSEUDO_KFUNC_CALL).
+PSEUDO_KFUNC_CALL = 2
 #: bpf_probe_read_kernel(destination, size, source) (linux/bpf.h, kernel 5.5).
 PROBE_READ_KERNEL = 113
 
@@ -90,6 +92,8 @@ class Instruction(NamedTuple):
         if name == "call":
             if self.symbol:
                 return f"call {self.symbol}"
+            if self.source == PSEUDO_KFUNC_CALL:
+                return f"call kernel-function#{self.immediate}"
             return f"call pc{self.immediate:+d}" if self.source == PSEUDO_CALL else f"call #{self.immediate}"
         if name == "ja":
             return f"goto pc{self.offset:+d}"
@@ -237,6 +241,10 @@ class Assembler:
     def call_helper(self, number: int) -> None:
         """Call a kernel helper."""
         self._emit(Instruction(JMP | JUMPS["call"], 0, 0, 0, number))
+
+    def call_kfunc(self, btf_id: int) -> None:
+        """Call a function of the kernel."""
+        self._emit(Instruction(JMP | JUMPS["call"], 0, PSEUDO_KFUNC_CALL, 0, btf_id))
 
     def call(self, symbol: str) -> None:
         """Call another function of the same program."""

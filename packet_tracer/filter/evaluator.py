@@ -128,9 +128,17 @@ class _Machine:
             return self._read(_value(registers, 2), _value(registers, 3), 0)
         if i.symbol == "filter_xdp_length":
             return self._length
+        if i.source == ebpf.PSEUDO_KFUNC_CALL:
+            return self._cast(_value(registers, 1))
         if not i.symbol and i.immediate == ebpf.PROBE_READ_KERNEL:
             return self._probe_read(*(_value(registers, number) for number in (1, 2, 3)))
         raise EvaluationError(f"a call of {i.symbol or i.immediate}")
+
+    def _cast(self, address: int) -> int:
+        """bpf_rdonly_cast(): from there on memory may be read, whatever lies there."""
+        packet = bytes(_PACKET - address) + self._readable if address < _PACKET else self._readable
+        self._memory.insert(0, (min(address, _PACKET), bytearray(packet)))
+        return address
 
     def _read(self, offset: int, size: int, tag: int) -> int:
         """The functions in bpf_src/filter.bpf.h: a number in host order, or negative."""

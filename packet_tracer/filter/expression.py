@@ -14,6 +14,7 @@ from packet_tracer.filter.pcap import LinkType
 from packet_tracer.filter.stubs import Access, Stub
 from packet_tracer.filter.translate import translate
 from packet_tracer.filter.tunnels import ALL, NONE, Tunnel, find_inner, tunnels
+from packet_tracer.filter.typed import TypedMemory
 
 _REJECT_ALL = (cbpf.Instruction(cbpf.RET, 0, 0, 0),)
 #: The keyword, and not a host of that name or a part of another word.
@@ -56,9 +57,17 @@ class Filter:
         """Return the classic BPF for packets of ``link_type``."""
         return self.ethernet if link_type is LinkType.ETHERNET else self.raw
 
-    def program(self, stub: Stub) -> ebpf.Program:
-        """Return the eBPF to put in place of ``stub``."""
-        return translate(self.classic(stub.link_type), stub, vlan=self.sees_vlan, expression=self.expression)
+    def program(self, stub: Stub, memory: TypedMemory | None = None) -> ebpf.Program:
+        """Return the eBPF to put in place of ``stub``, for a kernel that reads memory in place with
+        ``memory``.
+        """
+        return translate(
+            self.classic(stub.link_type),
+            stub,
+            vlan=self.sees_vlan,
+            expression=self.expression,
+            memory=memory,
+        )
 
     def matches(
         self,

@@ -20,6 +20,7 @@ from packet_tracer.filter import ebpf
 from packet_tracer.filter.errors import FilterError
 from packet_tracer.filter.expression import Filter
 from packet_tracer.filter.stubs import SLOW, STUBS
+from packet_tracer.filter.typed import TypedMemory, typed_memory
 
 if TYPE_CHECKING:
     from packet_tracer.bpf.program import PreparedProgram, Program
@@ -64,25 +65,38 @@ class Patched(NamedTuple):
         return self._asdict()
 
 
-def patch(program: Prepared, filter_: Filter | None, *, instructions: bytes | None = None) -> Patched:
+def patch(
+    program: Prepared,
+    filter_: Filter | None,
+    *,
+    instructions: bytes | None = None,
+    memory: TypedMemory | None = None,
+) -> Patched:
     """Put a filter, and its inner one, into every stub that ``program`` calls; None leaves it as it is.
 
     ``instructions``: the program's, where they have been changed already without moving anything
-    (:func:`packet_tracer.bpf.constants.patch_constants`). A program without stubs is returned as it is.
-    Raises FilterError for an expression that cannot be a program.
+    (:func:`packet_tracer.bpf.constants.patch_constants`). ``memory``: how the kernel it is for reads
+    memory in place (:func:`packet_tracer.filter.typed.typed_memory`).
+    A program without stubs is returned as it is. Raises FilterError for an expression that cannot be a
+    program.
     """
     replacements = {}
     functions = dict(program.functions)
     for stub in STUBS:
         part = filter_.inner if filter_ is not None and stub.inner else filter_
         if part is not None and stub.symbol in functions:
-            replacements[stub.symbol] = part.program(stub)
+            replacements[stub.symbol] = part.program(stub, memory)
     return replace_functions(program, replacements, instructions=instructions)
+
+
+def patch_for_kernel(program: Prepared, filter_: Filter | None) -> Patched:
+    """Return what :func:`patch` makes for the running kernel."""
+    return patch(program, filter_, memory=typed_memory() if filter_ else None)
 
 
 def load_filtered(program: PreparedProgram, filter_: Filter | None) -> Program:
     """Load a program with a filter in it, or as it is. Raises FilterError and ProgramLoadError."""
-    code = patch(program, filter_)
+    code = patch_for_kernel(program, filter_)
     return program.load(instructions=code.instructions, func_info=code.func_info, line_info=code.line_info)
 
 

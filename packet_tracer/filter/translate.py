@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from packet_tracer.filter import cbpf, ebpf
+from packet_tracer.filter.addressed import TypedReader, WindowReader
 from packet_tracer.filter.analysis import (
     NEVER,
     Analysis,
@@ -29,7 +30,7 @@ from packet_tracer.filter.direct import DirectReader
 from packet_tracer.filter.errors import FilterError
 from packet_tracer.filter.readers import ACCEPT, REJECT, CallReader, Reader
 from packet_tracer.filter.stubs import ENTRY, SLOW, Access, Stub
-from packet_tracer.filter.window import WindowReader
+from packet_tracer.filter.typed import TypedMemory
 
 _ALU = {
     cbpf.ADD: "add", cbpf.SUB: "sub", cbpf.MUL: "mul", cbpf.DIV: "div", cbpf.OR: "or", cbpf.AND: "and",
@@ -41,17 +42,24 @@ _INVERSE = {"==": "!=", ">": "<=", ">=": "<"}
 
 @cache
 def translate(
-    program: tuple[cbpf.Instruction, ...], stub: Stub, *, vlan: bool = False, expression: str = ""
+    program: tuple[cbpf.Instruction, ...],
+    stub: Stub,
+    *,
+    vlan: bool = False,
+    expression: str = "",
+    memory: TypedMemory | None = None,
 ) -> ebpf.Program:
     """Return the eBPF program that gives ``program``'s answer when called in place of ``stub``.
 
-    ``vlan``: see a tag that the kernel keeps beside the packet as if it lay in the bytes.
+    ``vlan``: see a tag that the kernel keeps beside the packet as if it lay in the bytes. ``memory``: the
+    kernel it is for reads memory in place.
     Raises FilterError, naming what cannot be done: a backward jump, a program too large.
     """
     validate(program, expression)
     facts = analyse(program)
     try:
-        fast = _Translator(program, facts, _fast_reader(stub, program, facts, vlan=vlan)).function(ENTRY)
+        reader = _fast_reader(stub, program, facts, vlan=vlan, memory=memory)
+        fast = _Translator(program, facts, reader).function(ENTRY)
         functions = [fast]
         if any(instruction.symbol == SLOW for instruction in fast.instructions):
             functions.append(_Translator(program, facts, CallReader(stub, facts, vlan=vlan)).function(SLOW))
@@ -200,10 +208,19 @@ class _Translator:
         self._asm.exit()
 
 
-def _fast_reader(stub: Stub, program: Sequence[cbpf.Instruction], facts: Analysis, *, vlan: bool) -> Reader:
-    if stub.access is Access.PROBE:
-        return WindowReader(stub, program, facts, vlan=vlan)
-    return DirectReader(stub, facts, vlan=vlan)
+def _fast_reader(
+    stub: Stub,
+    program: Sequence[cbpf.Instruction],
+    facts: Analysis,
+    *,
+    vlan: bool,
+    memory: TypedMemory | None,
+) -> Reader:
+    if stub.access is not Access.PROBE:
+        return DirectReader(stub, facts, vlan=vlan)
+    if memory is not None and not vlan:
+        return TypedReader(stub, facts, memory)
+    return WindowReader(stub, program, facts, vlan=vlan)
 
 
 def _place(index: int) -> str:

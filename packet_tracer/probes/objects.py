@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -23,6 +23,7 @@ _SHARED_MAPS = (
     "rings",
     "counters",
     "packets",
+    "any_packets",
     "released",
     "tracking",
     "stacks",
@@ -81,6 +82,7 @@ class CaptureObjects:
         self, opened: OpenedObject, pages: PageMapping, *, dynptr: bool, linear_only: bool
     ) -> None:
         setup = self.setup
+        filters = {**(setup.filter.rodata() if setup.filter else {}), **setup.rodata}
         opened.set_rodata(
             config_snaplen=setup.snaplen,
             config_wakeup_bytes=self._ring_size // 4,
@@ -94,8 +96,8 @@ class CaptureObjects:
             config_stacks=int(setup.stacks),
             config_follow=int(setup.follow),
             config_exact_identity=int(self.exact_identity),
-            **(setup.filter.rodata() if setup.filter else {}),
-            **setup.rodata,
+            **filters,
+            filter_first=int(_decides_first(filters)),
         )
 
     def _share_maps(self, opened: OpenedObject) -> None:
@@ -134,3 +136,20 @@ class CaptureObjects:
             # A CPU that comes online during the capture shares another's ring.
             chosen = by_cpu.get(cpu, self.rings[cpu % len(self.rings)])
             self.maps["rings"].raw.update(struct.pack("=I", cpu), struct.pack("=I", chosen.fd))
+
+
+def _decides_first(filters: Mapping[str, int | bytes]) -> bool:
+    """Return whether the expression comes before everything else: it asks for bytes alone, and there is no
+    filter that costs less.
+    """
+    others = (
+        "filter_reads_metadata",
+        "filter_inner",
+        "filter_netns_count",
+        "filter_interface_count",
+        "filter_mark_mask",
+        "filter_length",
+        "filter_drop_reason_count",
+        "filter_addresses",
+    )
+    return bool(filters.get("filter_enabled")) and not any(filters.get(name) for name in others)

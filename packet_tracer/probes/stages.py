@@ -81,12 +81,24 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "dropped": ("kfree_skb", "kfree_skb_reason", "sk_skb_reason_drop"),
 }
 
-#: Seen through the tracepoint of their stage already: hooks that ``path`` does without.
-_WITH_TRACEPOINT = {"dev_hard_start_xmit", "kfree_skb_reason", "sk_skb_reason_drop"}
+#: Seen through the tracepoint of their stage already: hooks that ``path`` does without. A driver is called
+#: right behind net_dev_start_xmit.
+_WITH_TRACEPOINT = {
+    "dev_hard_start_xmit",
+    "veth_xmit",
+    "loopback_xmit",
+    "kfree_skb_reason",
+    "sk_skb_reason_drop",
+}
 
 #: Not needed where there is the other, which all packets pass: a driver with NAPI and GRO, or veth with an
-#: XDP program, hands over a list of them, and that goes by ip_list_rcv() and ipv6_list_rcv().
-_WITH_OTHER = {"ip_rcv": "ip_rcv_core", "ipv6_rcv": "ip6_rcv_core"}
+#: XDP program, hands over a list of them, and that goes by ip_list_rcv() and ipv6_list_rcv(); and
+#: __dev_forward_skb() does nothing but call the other.
+_WITH_OTHER = {
+    "ip_rcv": "ip_rcv_core",
+    "ipv6_rcv": "ip6_rcv_core",
+    "__dev_forward_skb": "__dev_forward_skb2",
+}
 
 _CATALOGUE = {probe.name for probe in PROBES}
 _BY_NAME = {name: stage for stage, names in STAGES.items() for name in names if "*" not in name}

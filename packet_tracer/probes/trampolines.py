@@ -14,7 +14,7 @@ from packet_tracer.bpf.btf import Btf, BtfType, Enum, Int, Prototype, Reference
 from packet_tracer.bpf.constants import patch_constants
 from packet_tracer.bpf.program import PreparedProgram, Program
 from packet_tracer.filter.expression import Filter
-from packet_tracer.filter.patch import Patched, patch
+from packet_tracer.filter.patch import Patched, patch_for_kernel
 from packet_tracer.probes.function_probes import FunctionProbe
 from packet_tracer.probes.functions import KERNEL, SkbFunction
 
@@ -68,7 +68,7 @@ class Template:
     @staticmethod
     def of(program: PreparedProgram, filter_: Filter | None) -> Template:
         """Put the filter into a program, and find the places in its code."""
-        code = patch(program, filter_)
+        code = patch_for_kernel(program, filter_)
         places: dict[int, list[int]] = {_ARGUMENT_OFFSET: [], _RETURN_OFFSET: []}
         for at in range(0, len(code.instructions), 8):
             if code.instructions[at] == _LOAD_DOUBLE_WORD:

@@ -16,6 +16,7 @@ from packet_tracer.filter import Filter, FilterError, LinkType
 from packet_tracer.filter.analysis import reads_metadata
 from packet_tracer.filter.expression import compile_filter
 from packet_tracer.filter.patch import patch
+from packet_tracer.filter.typed import typed_memory
 from tests.filter_corpus import expressions
 
 OBJECTS = Path(__file__).parents[2] / "build" / "tests"
@@ -106,12 +107,13 @@ class ProbePrograms:
             table.update(struct.pack("=I", index), head + packet + b"\xa5" * (ROOM - len(packet)))
         self._count = len(packets)
 
-    def answers(self, filter_: Filter) -> list[bool]:
-        """Return what a filter answers for each packet."""
+    def answers(self, filter_: Filter, *, in_place: bool = True) -> list[bool]:
+        """Return what a filter answers for each packet; `in_place`: reading memory so, if the kernel can."""
         question = self._object.maps[".bss"].raw  # of filter_probe.bpf.c: first, count, answers
         key, unanswered = bytes(4), b"\xff" * 4 * BATCH
         question.update(key, struct.pack("=II", 0, self._count) + unanswered)
-        with self._program.load(**patch(self._program, filter_).arguments()) as loaded:
+        code = patch(self._program, filter_, memory=typed_memory() if in_place else None)
+        with self._program.load(**code.arguments()) as loaded:
             for first in range(0, self._count, _PACKETS_IN_A_RUN):
                 answered = question.lookup(key)
                 assert answered is not None

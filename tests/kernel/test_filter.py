@@ -14,6 +14,7 @@ from packet_tracer.filter import Filter, LinkType, Tunnel
 from packet_tracer.filter.expression import compile_filter
 from packet_tracer.filter.patch import patch
 from packet_tracer.filter.pcap import OfflineFilter
+from packet_tracer.filter.typed import typed_memory
 from tests.filter_corpus import corpus
 from tests.kernel.filter_programs import (
     BATCH,
@@ -83,6 +84,18 @@ def test_probes_answer_as_libpcap(link_type: LinkType, pairs: int) -> None:
             compared += len(packets)
     assert compared >= pairs
     assert accepted >= pairs // 20
+
+
+@pytest.mark.parametrize("link_type", LinkType)
+def test_probes_answer_the_same_through_a_copy(link_type: LinkType) -> None:
+    """As on kernels that do not read memory in place."""
+    if typed_memory() is None:
+        pytest.skip("before bpf_rdonly_cast() (Linux 6.2) all are read so")
+    packets = packets_of(link_type, 60)
+    with probe_programs(link_header=int(link_type is LinkType.ETHERNET)) as programs:
+        programs.put(packets)
+        for filter_ in answerable(link_type):
+            compare(filter_, link_type, packets, programs.answers(filter_, in_place=False))
 
 
 @pytest.mark.parametrize("tag", [0x8100 << 16 | 100, 0x88A8 << 16 | 0x6000 | 200])

@@ -29,6 +29,7 @@ SIZES = {
     "int": 4,
     "unsigned int": 4,
     "atomic_t": 4,
+    "s64": 8,
     "u64": 8,
     "atomic64_t": 8,
     "unsigned long": 8,

@@ -15,9 +15,13 @@ from packet_tracer.filter.evaluator import evaluate
 from packet_tracer.filter.expression import compile_filter
 from packet_tracer.filter.pcap import OfflineFilter
 from packet_tracer.filter.translate import translate
+from packet_tracer.filter.typed import TypedMemory
 from tests.filter_corpus import corpus, expressions, packets
 
 OUTER = [stub for stub in STUBS if not stub.inner]
+#: Each stub, and the probes' once more as on kernels that read memory in place.
+IN_PLACE = TypedMemory(1, 2)
+WAYS = [(stub, None) for stub in OUTER] + [(stub, IN_PLACE) for stub in OUTER if stub.access is Access.PROBE]
 TAG = 0x8100_0064
 
 
@@ -46,13 +50,15 @@ def small_corpus(link_type: LinkType) -> list[bytes]:
     return [b"", *corpus(40, link_header=link_type is LinkType.ETHERNET)]
 
 
-@pytest.mark.parametrize("stub", OUTER, ids=lambda stub: stub.symbol)
-def test_every_expression_on_the_corpus(stub: Stub) -> None:
+@pytest.mark.parametrize(
+    ("stub", "memory"), WAYS, ids=[f"{stub.symbol}{'-in-place' * bool(memory)}" for stub, memory in WAYS]
+)
+def test_every_expression_on_the_corpus(stub: Stub, memory: TypedMemory | None) -> None:
     """Zero differences is the bar."""
     compared = accepted = 0
     for program in programs(stub.link_type):
         oracle = OfflineFilter(program)
-        translated = translate(program, stub)
+        translated = translate(program, stub, memory=memory)
         for number, packet in enumerate(small_corpus(stub.link_type)):
             expected = oracle.matches(packet)
             # Every third packet has its tail, and perhaps its headers, outside the linear part.
@@ -70,13 +76,14 @@ def test_every_expression_on_the_corpus(stub: Stub) -> None:
 @settings(max_examples=400)
 @given(st.data())
 def test_any_expression_on_any_packet(data: st.DataObject) -> None:
-    stub = data.draw(st.sampled_from(OUTER))
+    stub, memory = data.draw(st.sampled_from(WAYS))
     program = data.draw(st.sampled_from(programs(stub.link_type)))
     packet = data.draw(packets(link_header=stub.link_type is LinkType.ETHERNET) | st.binary(max_size=120))
     linear = data.draw(st.none() | st.integers(0, len(packet)))
     length = len(packet) + data.draw(st.sampled_from([0, 0, 1, 1000]))
     expected = OfflineFilter(program).matches(packet, length=length)
-    assert evaluate(translate(program, stub), stub, packet, linear=linear, length=length) == expected
+    translated = translate(program, stub, memory=memory)
+    assert evaluate(translated, stub, packet, linear=linear, length=length) == expected
 
 
 @settings(max_examples=300)
@@ -113,7 +120,9 @@ def test_an_inner_packet_is_read_from_where_it_begins(data: st.DataObject) -> No
     first = start if access is Access.PROBE and not stub.inner else 0
     linear = data.draw(st.none() | st.integers(first, len(packet)))
     expected = OfflineFilter(program).matches(inner)
-    assert evaluate(translate(program, stub), stub, packet, linear=linear, start=start) == expected
+    memory = IN_PLACE if access is Access.PROBE and data.draw(st.booleans()) else None
+    translated = translate(program, stub, memory=memory)
+    assert evaluate(translated, stub, packet, linear=linear, start=start) == expected
 
 
 def test_without_the_word_vlan_a_tag_beside_the_packet_changes_nothing() -> None:
