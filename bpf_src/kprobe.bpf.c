@@ -113,27 +113,55 @@ int kprobe_multi_entry(struct pt_regs *ctx)
 	return trace_entry(ctx, multi_cookie(ctx));
 }
 
-static __always_inline int trace_made(struct pt_regs *ctx, __u64 cookie)
+/* Functions that take an xdp_buff or xdp_frame. */
+
+static __always_inline int trace_buffer_entry(struct pt_regs *ctx, __u64 cookie)
 {
-	return trace_function(ctx, (struct sk_buff *)PT_REGS_RC(ctx), PTRACE_HOOK_FUNCTION_RETURN,
-			      COOKIE_PROBE(cookie));
+	return trace_buffer(ctx, register_argument(ctx, COOKIE_ARGUMENT(cookie)), cookie);
 }
 
-/* Functions that take an xdp_buff or xdp_frame. */
 SEC("kprobe")
 int kprobe_buffer(struct pt_regs *ctx)
 {
 	__u64 cookie = entry_cookie(ctx);
 
-	return cookie ? trace_buffer(ctx, register_argument(ctx, COOKIE_ARGUMENT(cookie)), cookie) : 0;
+	return cookie ? trace_buffer_entry(ctx, cookie) : 0;
 }
 
 SEC("kprobe.multi")
 int kprobe_multi_buffer(struct pt_regs *ctx)
 {
+	return trace_buffer_entry(ctx, multi_cookie(ctx));
+}
+
+/*
+ * Functions of both kinds, by one program and so by one link: each is detached in a tenth of a second. Each kind is a function of
+ * its own, so that only one is on the stack; where memory is read through copies, which lie there too, it is too much even so.
+ */
+static __noinline int trace_either_skb(struct pt_regs *ctx, __u64 cookie)
+{
+	return trace_entry(ctx, cookie);
+}
+
+static __noinline int trace_either_buffer(struct pt_regs *ctx, __u64 cookie)
+{
+	return trace_buffer_entry(ctx, cookie);
+}
+
+SEC("kprobe.multi")
+int kprobe_multi_either(struct pt_regs *ctx)
+{
 	__u64 cookie = multi_cookie(ctx);
 
-	return trace_buffer(ctx, register_argument(ctx, COOKIE_ARGUMENT(cookie)), cookie);
+	if (COOKIE_KIND(cookie) == ARGUMENT_XDP_BUFF || COOKIE_KIND(cookie) == ARGUMENT_XDP_FRAME)
+		return trace_either_buffer(ctx, cookie);
+	return trace_either_skb(ctx, cookie);
+}
+
+static __always_inline int trace_made(struct pt_regs *ctx, __u64 cookie)
+{
+	return trace_function(ctx, (struct sk_buff *)PT_REGS_RC(ctx), PTRACE_HOOK_FUNCTION_RETURN,
+			      COOKIE_PROBE(cookie));
 }
 
 /* A function that makes an skb: its return value is the packet. */

@@ -37,6 +37,7 @@ from packet_tracer.bpf.targets import open_module
 from packet_tracer.errors import BpfError, NotSupportedError
 from packet_tracer.filter.expression import Filter
 from packet_tracer.filter.patch import load_filtered
+from packet_tracer.filter.typed import typed_memory
 from packet_tracer.probes.function_probes import Backend, FunctionProbe, Way
 from packet_tracer.probes.functions import KERNEL, ArgumentKind
 from packet_tracer.probes.trampolines import Template
@@ -59,6 +60,7 @@ _MULTI: dict[Way, str] = {
     "buffer": "kprobe_multi_buffer",
     "made": "kretprobe_multi_skb",
 }
+_MULTI_EITHER = "kprobe_multi_either"
 #: Registers that arguments lie in which the kprobe programs read.
 _REGISTERS = 6
 #: So many functions are tried first: where they all are refused for one reason, so is the backend.
@@ -282,18 +284,17 @@ class FunctionAttacher:
         if reason := links.kprobe_multi_missing():
             what = f"{len(probes)} function{'s' * (len(probes) != 1)}"
             raise AttachError("kprobe-multi", what, errno=errno.EOPNOTSUPP, reason=reason)
-        templates = self.load("kprobe", sorted({_MULTI[probe.way] for probe in probes}))
         usable = self._in_registers(probes)
-        ways: dict[Way, list[FunctionProbe]] = {}
+        programs = _multi_programs(usable)
+        groups: dict[str, list[FunctionProbe]] = {}
         for probe in usable:
-            ways.setdefault(probe.way, []).append(probe)
-        loaded = load_together(
-            {way: partial(load_filtered, templates[_MULTI[way]], self.filter) for way in ways}
-        )
+            groups.setdefault(programs[probe.way], []).append(probe)
+        prepared = self.load("kprobe", sorted(groups))
+        loaded = load_together({name: partial(load_filtered, prepared[name], self.filter) for name in groups})
         for program in loaded.values():
             self._keep(program, stack)
-        for way, group in ways.items():
-            yield from self._multi(loaded[way], group, returns=way == "made")
+        for name, group in groups.items():
+            yield from self._multi(loaded[name], group, returns=name == _MULTI["made"])
 
     def _multi(self, program: Program, probes: Sequence[FunctionProbe], *, returns: bool) -> Iterator[Link]:
         """Attach to all at once; one that refuses fails all, so it is looked for by halves and left out."""
@@ -306,6 +307,13 @@ class FunctionAttacher:
             middle = len(probes) // 2
             yield from self._multi(program, probes[:middle], returns=returns)
             yield from self._multi(program, probes[middle:], returns=returns)
+
+
+def _multi_programs(probes: Sequence[FunctionProbe]) -> dict[Way, str]:
+    """Return the program for functions, by way: one for all that take a packet, where the kernel takes that."""
+    if typed_memory() is None or not any(probe.way == "buffer" for probe in probes):
+        return _MULTI
+    return _MULTI | {"skb": _MULTI_EITHER, "buffer": _MULTI_EITHER}
 
 
 def _allow_open_files(count: int) -> None:

@@ -72,7 +72,7 @@ PROGRAMS = {
     },
     "kprobe": {
         "kprobe": {"kprobe_entry", "kprobe_buffer"},
-        "kprobe.multi": {"kprobe_multi_entry", "kprobe_multi_buffer"},
+        "kprobe.multi": {"kprobe_multi_entry", "kprobe_multi_buffer", "kprobe_multi_either"},
         "kretprobe": {"kretprobe_skb"},
         "kretprobe.multi": {"kretprobe_multi_skb"},
     },
