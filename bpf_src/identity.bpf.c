@@ -139,13 +139,20 @@ int BPF_PROG(ip6_frag_next, struct sk_buff *skb, void *state, struct sk_buff *fr
 SEC("fentry/ip_fraglist_init")
 int BPF_PROG(ip_fraglist_init, struct sk_buff *skb)
 {
-	return fragments_of(skb);
+	return pieces_of(skb);
 }
 
 SEC("fentry/ip6_fraglist_init")
 int BPF_PROG(ip6_fraglist_init, struct sk_buff *skb)
 {
-	return fragments_of(skb);
+	return pieces_of(skb);
+}
+
+/* What GRO has made a list of. */
+SEC("fentry/skb_segment_list")
+int BPF_PROG(skb_segment_list, struct sk_buff *skb)
+{
+	return pieces_of(skb);
 }
 
 /* Many become one. */

@@ -110,8 +110,8 @@ static __always_inline int fragment_of(struct sk_buff *skb, struct sk_buff *frag
 
 /*
  * A sender makes the pieces along with the whole, which they hang on; it becomes the first of them (c8b17be0b7a4, v5.3). What
- * is not seen again lies in the whole's pages. Pieces that came in as such, and were only put together for a look at them,
- * go on as what they were.
+ * is not seen again lies in the whole's pages. Pieces that came in as such, and were only put together for a look at them or
+ * by GRO, go on as what they were.
  */
 static __always_inline void take_apart(__u64 head, const struct tracked *whole)
 {
@@ -123,7 +123,7 @@ static __always_inline void take_apart(__u64 head, const struct tracked *whole)
 		put_child(head, whole);
 }
 
-static __always_inline int fragments_of(struct sk_buff *skb)
+static __always_inline int pieces_of(struct sk_buff *skb)
 {
 	struct skb_shared_info *shared = (void *)head_of(skb) + BPF_CORE_READ(skb, end);
 	struct tracked *found = find_tracked(head_of(skb)), parent;

@@ -24,6 +24,7 @@ enum session_function {
 	SESSION_ip6_frag_next,
 	SESSION_ip_fraglist_init,
 	SESSION_ip6_fraglist_init,
+	SESSION_skb_segment_list,
 	SESSION_skb_gro_receive,
 	SESSION_skb_gro_receive_list,
 	SESSION_skb_try_coalesce,
@@ -131,7 +132,8 @@ static __noinline int at_entry(struct pt_regs *ctx, enum session_function functi
 		return SKIP_RETURN;
 	case SESSION_ip_fraglist_init:
 	case SESSION_ip6_fraglist_init:
-		fragments_of(first);
+	case SESSION_skb_segment_list:
+		pieces_of(first);
 		return SKIP_RETURN;
 	case SESSION___xdp_build_skb_from_frame:
 		revive(frame_start((struct xdp_frame *)first));

@@ -63,7 +63,7 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "IP output": ("__ip_queue_xmit", "ip6_xmit", "__ip_local_out", "__ip6_local_out", "netfilter:*:output"),
     "postrouting": ("ip_output", "ip6_output", "ip_mc_output", "netfilter:*:postrouting"),
     "fragment": ("ip_do_fragment", "ip6_fragment"),
-    "segment": ("skb_segment",),
+    "segment": ("skb_segment", "skb_segment_list"),
     "neighbour": ("ip_finish_output2", "ip6_finish_output2", "neigh_resolve_output"),
     "tunnel out": ("ip_tunnel_xmit", "iptunnel_xmit", "vxlan_xmit"),
     "device out": ("__dev_queue_xmit",),

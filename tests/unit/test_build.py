@@ -57,6 +57,7 @@ PROGRAMS = {
         "fexit/ip6_frag_next": {"ip6_frag_next"},
         "fentry/ip_fraglist_init": {"ip_fraglist_init"},
         "fentry/ip6_fraglist_init": {"ip6_fraglist_init"},
+        "fentry/skb_segment_list": {"skb_segment_list"},
         "fexit/skb_gro_receive": {"skb_gro_receive"},
         "fexit/skb_gro_receive_list": {"skb_gro_receive_list"},
         "fexit/skb_try_coalesce": {"skb_try_coalesce"},
