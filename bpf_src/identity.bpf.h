@@ -83,6 +83,26 @@ static __always_inline int copy_header(struct sk_buff *copy, struct sk_buff *skb
 
 /* One becomes many. */
 
+/* A part is itself again, from where the whole is by now. */
+static __always_inline void part_goes_on(struct tracked *part, const struct tracked *whole)
+{
+	part->merged = 0;
+	part->netns_inode = whole->netns_inode;
+	part->ifindex = whole->ifindex;
+	part->ttl = whole->ttl;
+}
+
+/* Of datagrams that GRO has put together each but the first is cut as a clone of itself: in the buffer it came in. */
+static __always_inline void cut_segment(__u64 head, const struct tracked *whole)
+{
+	struct tracked *part = find_tracked(head);
+
+	if (part && part->merged && part->parent_id == whole->id)
+		part_goes_on(part, whole);
+	else
+		put_child(head, whole);
+}
+
 static __always_inline int segments_of(struct sk_buff *skb, struct sk_buff *segments)
 {
 	struct tracked *found = find_tracked(head_of(skb)), parent;
@@ -91,7 +111,7 @@ static __always_inline int segments_of(struct sk_buff *skb, struct sk_buff *segm
 		return 0;
 	parent = *found;
 	for (int i = 0; i < SEGMENTS_MAX && is_pointer(segments); i++) {
-		put_child(head_of(segments), &parent);
+		cut_segment(head_of(segments), &parent);
 		segments = BPF_CORE_READ(segments, next);
 	}
 	return 0;
@@ -118,7 +138,7 @@ static __always_inline void take_apart(__u64 head, const struct tracked *whole)
 	struct tracked *piece = find_tracked(head);
 
 	if (piece && piece->id != whole->id)
-		piece->merged = 0;
+		part_goes_on(piece, whole);
 	else
 		put_child(head, whole);
 }
