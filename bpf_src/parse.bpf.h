@@ -7,25 +7,13 @@
 #define PTRACE_PARSE_BPF_H
 
 #include "packet.bpf.h"
+#include "protocols.bpf.h"
 #include "records.h"
 
 #define PARSE_BYTES 128
 #define PARSE_VLANS_MAX 3
 #define PARSE_EXTENSIONS_MAX 8
 
-#define IPPROTO_HOPOPTS 0
-#define IPPROTO_ICMP 1
-#define IPPROTO_TCP 6
-#define IPPROTO_UDP 17
-#define IPPROTO_ROUTING 43
-#define IPPROTO_FRAGMENT 44
-#define IPPROTO_AH 51
-#define IPPROTO_ICMPV6 58
-#define IPPROTO_DSTOPTS 60
-#define IPPROTO_SCTP 132
-#define IPPROTO_DCCP 33
-#define IPPROTO_UDPLITE 136
-#define IPPROTO_MH 135
 #define ICMP_ECHOREPLY 0
 #define ICMP_ECHO 8
 #define ICMPV6_ECHO_REQUEST 128

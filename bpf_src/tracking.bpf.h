@@ -12,6 +12,7 @@
 
 #include "maps.bpf.h"
 #include "packet.bpf.h"
+#include "protocols.bpf.h"
 #include "records.h"
 
 #define TRACKED_PACKETS 65536
@@ -190,22 +191,27 @@ struct {
 	__type(value, __u64);
 } buffers SEC(".maps");
 
-/* Whether a packet leaves another namespace than it was in last, without having been routed there. */
+/*
+ * Whether a packet leaves another namespace than it was in last. With its TTL one less it may have been routed there, or else be
+ * a segment of what GRO has put together there.
+ */
 static __always_inline bool leaves_elsewhere(const struct tracked *known, const struct ptrace_event *record)
 {
-	return record->direction == PTRACE_DIRECTION_EGRESS && record->ttl == known->ttl && record->netns_inode &&
-	       known->netns_inode && record->netns_inode != known->netns_inode;
+	return record->direction == PTRACE_DIRECTION_EGRESS && record->netns_inode && known->netns_inode &&
+	       record->netns_inode != known->netns_inode;
 }
 
 /*
  * Whether a packet is again where it was first seen, or has a larger TTL than before: then it is a new one. So is one that
- * nothing but its ports tell, if it leaves a namespace that it did not come into.
+ * nothing but its ports tell, if it leaves a namespace that it did not come into; and a UDP datagram: the segments of one that
+ * was sent without DF count up from its identification, and those of the next one do so from the number after that.
  */
 static __always_inline bool is_reborn(const struct tracked *known, const struct ptrace_event *record)
 {
 	if (record->ttl > known->ttl && known->ttl)
 		return true;
-	if (!(known->content & CONTENT_UNIQUE) && leaves_elsewhere(known, record))
+	if ((!(known->content & CONTENT_UNIQUE) || record->l4_protocol == IPPROTO_UDP) &&
+	    leaves_elsewhere(known, record))
 		return true;
 	return record->probe_id == known->birth_probe && record->ifindex == known->birth_ifindex &&
 	       record->netns_inode == known->birth_netns;
