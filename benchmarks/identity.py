@@ -26,11 +26,12 @@ from packet_tracer.errors import NotSupportedError
 from packet_tracer.lab import Lab
 from packet_tracer.probes.objects import CaptureObjects
 from tests.labelled import Judge, Score
-from tests.mechanisms import MECHANISMS, PRESSURE, Mechanism, all_batches, flush
+from tests.mechanisms import MECHANISMS, PRESSURE, Mechanism, all_batches, called, flush
 
 _INTERFACES = ("c0", "r0", "r1", "s0")
-#: Large enough that a packet that two numbers of bytes away from its start is read has all its label.
-_SNAPLEN = 128
+#: Large enough that a packet that two numbers of bytes away from its start is read has all its label, and
+#: that what lies in pages is read at all.
+_SNAPLEN = 144
 #: Journeys that have to be complete, in per cent.
 _COMPLETE = 99.0
 #: How many packets can be remembered when more come.
@@ -53,13 +54,25 @@ LEVELS = (Level("exact", "path", True), Level("best", "tracepoints", False))
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one mechanism: a score, or why there is none; events lost, packets forgotten."""
+    """What became of one mechanism: a score, or why there is none; events lost, packets forgotten,
+    and how often the kernel left a program out.
+    """
 
     mechanism: Mechanism
     score: Score | None
     why: str = ""
     lost: int = 0
     forgotten: int = 0
+    missed: int = 0
+
+    def absent(self, level: Level) -> str:
+        """Say what the mechanism lacks to have happened, "" if it has."""
+        if self.score is None or not level.exact:
+            return ""
+        calls = self.mechanism.uncalled(self.score)
+        if calls:
+            return f"{', '.join(calls)} not called"
+        return "" if self.mechanism.happened(self.score) else "did not happen"
 
     def shortcoming(self, level: Level) -> str:
         """Return which bar is missed, "" if none is."""
@@ -72,8 +85,8 @@ class Result:
             return "" if self.forgotten else "nothing was forgotten"
         if not level.exact:
             return ""
-        if not self.mechanism.happened(score):
-            return "" if self.mechanism.optional else "it did not happen"
+        if self.absent(level):
+            return "it did not happen" if self.mechanism.possible else ""
         if score.right < score.events or self.lost:
             return f"{score.events - score.right} events with a wrong packet, {self.lost} lost"
         return "journeys are incomplete" if score.complete_percent < _COMPLETE else ""
@@ -152,6 +165,7 @@ def measure(
         netns=[node.name for node in network.nodes],
         interface=_INTERFACES if xdp else None,
         probes=["xdp"] if xdp else (),
+        functions=called(mechanisms) if level.exact else (),
         profile=level.profile,
         snaplen=_SNAPLEN,
         ring_bytes=512 << 20,
@@ -171,7 +185,7 @@ def measure(
 def one(network: Lab, tracer: Tracer, level: Level, mechanism: Mechanism, count: int) -> Result:
     """Play one mechanism and judge what was seen of it."""
     index = MECHANISMS.index(mechanism) + 1 if mechanism in MECHANISMS else 0
-    lost, forgotten = _lost(tracer), tracer.tracking().forgotten
+    lost, forgotten, missed = _lost(tracer), tracer.tracking().forgotten, tracer.missed()
     for _ in all_batches(tracer):  # what came late of the one before
         pass
     try:
@@ -186,7 +200,7 @@ def one(network: Lab, tracer: Tracer, level: Level, mechanism: Mechanism, count:
         judge.add(batch, {index})
     score = judge.finish(sent.numbers, sent.read, read=level.exact)
     lost, forgotten = _lost(tracer) - lost, tracer.tracking().forgotten - forgotten
-    return Result(mechanism, score, lost=lost, forgotten=forgotten)
+    return Result(mechanism, score, lost=lost, forgotten=forgotten, missed=tracer.missed() - missed)
 
 
 def _lost(tracer: Tracer) -> int:
@@ -235,8 +249,10 @@ def _remark(result: Result, level: Level) -> str:
         said.append(f"{result.forgotten} forgotten")
     if result.lost:
         said.append(f"{result.lost} lost")
-    if level.exact and not result.mechanism.happened(result.score):
-        said.append("did not happen")
+    if result.missed:
+        said.append(f"{result.missed} missed")
+    if absent := result.absent(level):
+        said.append(absent)
     if shortcoming := result.shortcoming(level):
         said.append(f"MISSED: {shortcoming}")
     return "; ".join(said)

@@ -87,7 +87,7 @@ class Score:
     ``right`` events of ``events``; of the others those ``mixed`` are under another packet's id, the rest
     under a second one of their own packet's. ``unread`` events of known packets showed no label. ``complete``
     of ``journeys``. ``packets`` had ids, ``moved`` of them lay in more than one buffer, ``grown`` of them got
-    longer and ``related`` have a parent; all lay in ``buffers`` buffers.
+    longer and ``related`` have a parent; all lay in ``buffers`` buffers. ``probes`` saw them.
     ``wrong`` and ``incomplete`` are the first few, in words.
     """
 
@@ -102,6 +102,7 @@ class Score:
     grown: int = 0
     related: int = 0
     buffers: int = 0
+    probes: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     incomplete: list[str] = field(default_factory=list)
 
@@ -121,7 +122,8 @@ class Judge:
 
     An id is right if all its events have one label, and it is either the first of that label, first seen in
     the ``sender``'s namespace, or names a parent that leads to a packet of the same family which holds its
-    bytes. A packet goes through a device once (unless it is ``copied``): an id that does so twice is two.
+    bytes, or which became a part of one on that way. A packet goes through a device once (unless it is
+    ``copied``): an id that does so twice is two.
 
     A journey is complete if it begins with the sender, or where its packet was made of its parent, and shows
     how it ended, as the traffic knows: it was read, or, of what nobody read, dropped; a part of another
@@ -135,6 +137,7 @@ class Judge:
         self._ids: dict[int, Known] = {}
         self._families: dict[int, list[tuple[int, Known]]] = defaultdict(list)
         self._bases: dict[int, int] = {}
+        self._parts: dict[int, set[int]] = defaultdict(set)
         self._journeys = Journeys(
             max_journeys=1 << 24, max_events=1 << 28, settle_ns=_HOUR_NS, idle_ns=_HOUR_NS
         )
@@ -146,9 +149,12 @@ class Judge:
         self._journeys.add(batch)
         for event in batch:
             label = self._label(event)
+            if event.packet_id and event.flags & bits.MERGED:
+                self._parts[event.parent_id].add(event.packet_id)
             if label is None:
                 if event.packet_id in self._ids:
                     self.score.unread += 1
+                    self.score.probes.add(event.probe)
             elif label.family in self._ports or label.family >> 24 in upper:
                 self._take(event, label)
 
@@ -173,6 +179,7 @@ class Judge:
 
     def _take(self, event: Event, label: Label) -> None:
         self.score.events += 1
+        self.score.probes.add(event.probe)
         if not event.packet_id:
             self._wrong(f"no id: {label} at {event.probe}")
             return
@@ -250,7 +257,7 @@ class Judge:
             covers = whole.label[1] <= start and (not whole.end or whole.end > start)
             if whole.label[0] == family and covers and whole.netns == self._sender:
                 return True
-            waiting += whole.parents
+            waiting += (*whole.parents, *self._parts[parent])
         return False
 
     def _complete(self, journey: Journey, *, delivered: bool, read: bool) -> bool:

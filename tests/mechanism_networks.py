@@ -17,10 +17,11 @@ from packet_tracer.bpf.idle import small_program
 from packet_tracer.bpf.link import attach_tcx
 from packet_tracer.bpf.program import Program
 from packet_tracer.errors import NotSupportedError, PtraceError
-from packet_tracer.lab import DROPPED_PORT, Lab
+from packet_tracer.lab import DROPPED_PORT, Lab, Node
 from packet_tracer.lab.commands import ip, run, set_offloads
 from packet_tracer.lab.topology import Version, mac
 from packet_tracer.netns import entered
+from tests.features import switched
 
 _SO_RCVBUFFORCE = 33
 PORT = 7000
@@ -183,6 +184,73 @@ def joined(network: Lab, *, version: Version) -> Iterator[Flow]:
 
 
 @contextmanager
+def udp_cut(network: Lab, *, version: Version, device: bool) -> Iterator[Flow]:
+    """What the client sends in one is cut in the router, whose ``device`` can't, or else for the socket."""
+    with switched(network.router, "r1", {"tx-udp-segmentation": not device}):
+        yield _route(network, version)
+
+
+_SEGMENTATION = dict.fromkeys(
+    ("tx-udp-segmentation", "tx-tcp-segmentation", "tx-tcp6-segmentation", "tx-gso-list"), False
+)
+
+
+@contextmanager
+def joined_to_forward(
+    network: Lab, *, version: Version, feature: str, cut: bool = True, burst: bool = False
+) -> Iterator[Flow]:
+    """The client's device sends segments, the router's puts them together as a ``feature`` of it says.
+
+    They are taken apart again in the router if ``cut``, or else for the socket. ``burst``: what the client
+    sends within 0.3 s goes out together, so that there is something to put together; and by then it sends no
+    more, so that the burst interrupts none of the programs that look at what it does.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(switched(network.client, "c0", _SEGMENTATION))
+        stack.enter_context(switched(network.router, "r0", {"rx-gro": True, feature: True}))
+        if cut:
+            stack.enter_context(switched(network.router, "r1", _SEGMENTATION))
+        if burst:
+            _netem(stack, network.client, "c0", "slot 300ms")
+        yield _route(network, version)
+
+
+def _netem(stack: ExitStack, node: Node, device: str, how: str) -> None:
+    """Give a device a netem qdisc for as long as the stack lasts."""
+    try:
+        run(["tc", *f"qdisc add dev {device} root netem {how} limit 10000".split()], "", node.netns)
+    except PtraceError as error:
+        raise NotSupportedError(f"netem: {error}") from error
+    stack.callback(run, ["tc", *f"qdisc del dev {device} root".split()], "", node.netns)
+
+
+@contextmanager
+def authenticated(network: Lab, *, version: Version, tap: bool) -> Iterator[Flow]:
+    """Over MACsec, which signs but does not encrypt, from client to router; ``tap``: see :func:`tapped`."""
+    prefix, length = ("10.66.0.", 24) if version == 4 else ("2001:db8:66::", 64)
+    nodad = " nodad" if version == 6 else ""
+    key = "on key 01 " + "42" * 16
+    flow = _route(network, version)
+    with ExitStack() as stack:
+        for node, device, peer, host in ((network.client, "c0", "r0", 1), (network.router, "r0", "c0", 2)):
+            ip([f"link add link {device} ms0 type macsec encrypt off"], node.netns)
+            stack.callback(ip, ["link delete ms0"], node.netns)
+            commands = [
+                f"macsec add ms0 tx sa 0 pn 1 {key}",
+                f"macsec add ms0 rx port 1 address {mac(peer)}",
+                f"macsec add ms0 rx port 1 address {mac(peer)} sa 0 pn 1 {key}",
+                f"address add {prefix}{host}/{length} dev ms0{nodad}",
+                "link set ms0 up",
+                f"neighbour replace {prefix}{3 - host} lladdr {mac(peer)} dev ms0 nud permanent",
+            ]
+            ip(commands, node.netns)
+        ip([f"route add {flow.target} via {prefix}2 dev ms0"], network.client.netns)
+        if tap:
+            flow = stack.enter_context(tapped(network, version=version, node="client"))
+        yield flow
+
+
+@contextmanager
 def flooded(network: Lab, *, version: Version) -> Iterator[Flow]:
     """A bridge in the router does not know where the server is, so it sends to all its ports."""
     ports = (("b0", network.client, 1), ("b1", network.server, 2), ("b2", network.server, 3))
@@ -261,15 +329,6 @@ def lossy(network: Lab, *, version: Version) -> Iterator[Flow]:
 def delayed(network: Lab, *, version: Version) -> Iterator[Flow]:
     """The router holds packets for so long that the client sends again what is still under way."""
     flow = _route(network, version)
-    netns = network.router.netns
     with ExitStack() as stack:
-
-        def delay() -> None:
-            try:
-                run(["tc", *"qdisc add dev r1 root netem delay 400ms limit 10000".split()], "", netns)
-            except PtraceError as error:
-                raise NotSupportedError(f"netem: {error}") from error
-            stack.callback(run, ["tc", *"qdisc del dev r1 root".split()], "", netns)
-
-        flow.connected = delay
+        flow.connected = lambda: _netem(stack, network.router, "r1", "delay 400ms")
         yield flow

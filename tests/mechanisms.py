@@ -10,10 +10,10 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 from packet_tracer.capture import Tracer
 from packet_tracer.errors import PtraceError
@@ -21,12 +21,15 @@ from packet_tracer.events import EventBatch
 from packet_tracer.lab import Lab, Node
 from packet_tracer.lab.topology import Version
 from packet_tracer.netns import entered
+from packet_tracer.probes.functions import FunctionTable
+from packet_tracer.probes.kallsyms import KALLSYMS
 from tests import mechanism_networks as networks
 from tests.labelled import Score, number_in, payload, payload_template
 from tests.mechanism_networks import Flow
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _SO_RCVBUFFORCE = 33
+_UDP_SEGMENT = 103
 _MTU_DISCOVER = {4: (socket.IPPROTO_IP, 10), 6: (socket.IPPROTO_IPV6, 23)}
 #: How long nothing may arrive until what is missing is taken for lost, in seconds.
 _SILENCE = 2.0
@@ -50,8 +53,10 @@ Prepare = Callable[[Lab], AbstractContextManager[Flow]]
 class Mechanism:
     """One thing that the kernel does, and how to have it done.
 
-    ``size`` is of each datagram, or of each piece written to a connection if ``stream``. ``happened`` tells
-    from a score whether it was done at all; not all kernels do what is ``optional``. ``copied``: one packet
+    ``size`` is of each datagram, or of each piece written to a connection if ``stream``; ``segment`` of the
+    datagrams that the kernel is to make of one that is sent. ``calls`` are kernel functions that packets have
+    to go through, where they are traced, and ``happened`` tells from a score whether it was done at all;
+    kernels that lack one of the symbols that it ``needs`` don't do it. ``copied``: one packet
     comes by at one place more than once. ``xdp``: for a capture with XDP programs. ``dropped``: nobody reads
     it. ``held``: it is read when all is sent.
     """
@@ -59,13 +64,30 @@ class Mechanism:
     name: str
     prepare: Prepare
     size: int = 40
+    segment: int = 0
+    calls: tuple[str, ...] = ()
     stream: bool = False
     copied: bool = False
     xdp: bool = False
     dropped: bool = False
     held: bool = False
-    optional: bool = False
+    needs: tuple[str, ...] = ()
     happened: Callable[[Score], bool] = lambda score: score.packets > 0
+
+    @property
+    def datagrams(self) -> int:
+        """How many arrive for each that is sent."""
+        return -(-self.size // self.segment) if self.segment else 1
+
+    @property
+    def possible(self) -> bool:
+        """Whether this kernel, with the modules it has loaded, can do it."""
+        symbols = {line.split(maxsplit=3)[2] for line in KALLSYMS.read_text().splitlines()}
+        return symbols.issuperset(self.needs)
+
+    def uncalled(self, score: Score) -> list[str]:
+        """Return which of ``calls`` no packet went through, of those that this kernel has."""
+        return [name for name in called([self]) if name not in score.probes]
 
     def play(self, network: Lab, index: int, count: int) -> Sent:
         """Send ``count`` packets from each of two processes, and return what was sent."""
@@ -89,7 +111,9 @@ def _datagrams(flow: Flow, base: int, count: int, mechanism: Mechanism) -> Sent:
             for _ in range(2)
         ]
         for sender in senders:
-            if mechanism.size > _LARGEST_WHOLE:
+            if mechanism.segment:
+                sender.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, mechanism.segment)
+            elif mechanism.size > _LARGEST_WHOLE:
                 sender.setsockopt(*_MTU_DISCOVER[flow.version], 0)  # IP_PMTUDISC_DONT: fragments are allowed
 
         def send(number: int) -> None:
@@ -100,7 +124,7 @@ def _datagrams(flow: Flow, base: int, count: int, mechanism: Mechanism) -> Sent:
             sending.enter_context(_pinned(send))
             if mechanism.held:
                 sending.close()
-            while len(sent.read) < len(sent.numbers):
+            for _ in range(len(sent.numbers) * mechanism.datagrams):
                 try:
                     found = number_in(receiver.recv(1 << 16))
                 except TimeoutError:
@@ -143,6 +167,16 @@ def _streams(flow: Flow, count: int, size: int) -> Sent:
                     left[each] -= len(each.recv(1 << 20))
         time.sleep(0.05)  # the last acknowledgement
     return Sent(ports=ports)
+
+
+def called(mechanisms: Iterable[Mechanism]) -> list[str]:
+    """Return the functions that mechanisms are known by, as far as they can be traced here."""
+    return sorted({name for each in mechanisms for name in each.calls} & _traceable())
+
+
+@cache
+def _traceable() -> frozenset[str]:
+    return frozenset(function.name for function in FunctionTable.read().functions)
 
 
 def flush(network: Lab) -> None:
@@ -227,6 +261,24 @@ def _tunnels(name: str, kind: str) -> list[Mechanism]:
 #: More packets at once than can be remembered, see ``benchmarks/identity.py``.
 PRESSURE = Mechanism("more packets than places", partial(networks.routed, version=4), held=True)
 
+#: GRO by veth without an XDP program: d3256efd8e8b (v5.13).
+_VETH_GRO = ("veth_set_features",)
+#: A datagram of eight segments.
+_SEGMENTED: dict[str, object] = {"size": 9600, "segment": 1200, "happened": _has_relatives}
+#: Datagrams put together as they are.
+_LISTED: dict[str, object] = {
+    "feature": "rx-gro-list",
+    "burst": True,
+    "calls": ("skb_gro_receive_list", "skb_segment_list"),
+    "needs": _VETH_GRO,
+    "happened": _has_relatives,
+}
+_FORWARDED: dict[str, object] = {
+    "feature": "rx-udp-gro-forwarding",
+    "calls": ("skb_gro_receive", "skb_segment"),
+    "needs": _VETH_GRO,
+}
+
 #: All of them. Their places, from 1 on, are the upper eight bits of their datagrams' numbers.
 MECHANISMS: tuple[Mechanism, ...] = (
     *_both("veth, namespaces, routing, socket queue", networks.routed),
@@ -243,7 +295,34 @@ MECHANISMS: tuple[Mechanism, ...] = (
     ),
     *_both("fragments by the sender", networks.routed, size=4000, happened=_has_relatives),
     *_both("GSO segmentation", networks.cut, size=20000, stream=True, happened=_has_relatives),
-    *_both("GRO merge", networks.joined, size=20000, stream=True, optional=True, happened=_has_grown),
+    *_both("GRO merge", networks.joined, size=20000, stream=True, needs=_VETH_GRO, happened=_has_grown),
+    *_both("UDP GSO, cut by a device", networks.udp_cut, device=True, **_SEGMENTED, calls=("skb_segment",)),
+    *_both(
+        "UDP GSO, cut for the socket", networks.udp_cut, device=False, **_SEGMENTED, calls=("skb_segment",)
+    ),
+    *_both("UDP GRO by list, cut by a device", networks.joined_to_forward, **_LISTED),
+    *_both("UDP GRO by list, cut for the socket", networks.joined_to_forward, cut=False, **_LISTED),
+    *_both("UDP GRO to forward, of datagrams", networks.joined_to_forward, **{**_LISTED, **_FORWARDED}),
+    *_both("UDP GRO to forward, of segments", networks.joined_to_forward, **_SEGMENTED, **_FORWARDED),
+    *_both(
+        "TCP GRO by list",
+        networks.joined_to_forward,
+        feature="rx-gro-list",
+        size=20000,
+        stream=True,
+        calls=("skb_gro_receive_list", "skb_segment_list"),
+        needs=(*_VETH_GRO, "tcp_gro_pull_header"),  # 7516b27c555c (v6.10)
+        happened=_has_relatives,
+    ),
+    *_both("skb_copy (MACsec of clones)", networks.authenticated, tap=True, calls=("skb_copy",)),
+    *_both(
+        "skb_copy_expand (MACsec)",
+        networks.authenticated,
+        tap=False,
+        size=20000,
+        stream=True,
+        calls=("skb_copy_expand",),
+    ),
     Mechanism("bridge flooding", partial(networks.flooded, version=4)),
     Mechanism("bpf_redirect", partial(networks.redirected, version=4)),
     *_both("TCP retransmission, first lost", networks.lossy, size=1000, stream=True, happened=_has_relatives),
@@ -256,5 +335,11 @@ MECHANISMS: tuple[Mechanism, ...] = (
     ),
     *_both("drop", networks.dropped, dropped=True),
     *_both("XDP to skb", networks.routed, xdp=True),
+    *_both(
+        "XDP and UDP GRO by list",
+        networks.joined_to_forward,
+        xdp=True,
+        **{**_LISTED, "needs": ()},
+    ),
     *_both("XDP and GRO merge", networks.joined, xdp=True, size=20000, stream=True, happened=_has_grown),
 )
