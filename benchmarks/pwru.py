@@ -5,6 +5,9 @@
 Both trace every kernel function that handles packets, with the same filter and the same traffic, and write
 to memory. Debian's package of pwru is used. Timings are of an emulated machine: only the ratios mean
 something. Events produced are counted by the kernel: the runs of the tools' BPF programs.
+
+How long a round trip takes is measured twice: by time, which on an emulated machine with two CPUs is never
+the same, and once more on one whose clock counts instructions, where it always is.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +37,8 @@ def main(words: list[str]) -> int:
     """Fetch pwru, boot the machine, run the comparison there, print the table."""
     if words[:1] == ["--guest"]:
         return guest(words[1])
+    if words[:1] == ["--guest-instructions"]:
+        return guest_instructions(words[1])
     from benchmarks.start import compile_modules
     from tests.matrix.kernels import _Apt, default_cache  # the project's own way to other suites
 
@@ -46,30 +52,52 @@ def main(words: list[str]) -> int:
         subprocess.run(["dpkg-deb", "-x", package, directory], check=True)
         program = f"{directory}/usr/bin/pwru"
         command = [sys.executable, "-m", "tests.matrix", "--memory", "3G", "--cpus", "2", "--timeout", "1500"]
-        guest_command = f"{sys.executable} -m benchmarks.pwru --guest {program}"
-        return subprocess.run([*command, kernel, "--", guest_command], check=False).returncode
+        status = 0
+        for counting, mode in (([], "--guest"), (["--count-instructions"], "--guest-instructions")):
+            inside = f"{sys.executable} -m benchmarks.pwru {mode} {program}"
+            status |= subprocess.run([*command, *counting, kernel, "--", inside], check=False).returncode
+        return status
+
+
+def tools(pwru: str) -> dict[str, tuple[list[str], list[str]]]:
+    """Return each command, and what it is given more for the flood."""
+    all_functions = ["ptrace", "capture", "--all-functions", "--no-follow", "-s", "0"]
+    return {
+        "pwru": ([pwru, "--output-tuple"], []),
+        "ptrace": (all_functions, ["--ring-size", "512M"]),
+        "ptrace, default profile": (["ptrace", "capture"], []),
+        "ptrace, tracepoints": (["ptrace", "capture", "--profile", "tracepoints"], []),
+    }
 
 
 def guest(pwru: str) -> int:
     """Run in the virtual machine: the comparison itself."""
     from packet_tracer import lab
 
-    Path("/proc/sys/kernel/bpf_stats_enabled").write_text("1")
+    results = {}
+    with lab.Lab() as network:
+        client = network.client.name
+        target = network.route.server_addresses[4]
+        for name, (command, room) in tools(pwru).items():
+            nothing, everything = NOTHING.split(), [*room, *EVERYTHING.split()]
+            results[name] = one_tool([*command, *nothing], [*command, *everything], client, target)
+    print_table(results)
+    return 0
+
+
+def guest_instructions(pwru: str) -> int:
+    """Run where the clock counts instructions: what each tool adds to a round trip when nothing matches."""
+    from packet_tracer import lab
+
+    results: dict[str, dict[str, float | int | str]] = {}
     with lab.Lab() as network:
         client = network.client.name
         target = network.route.server_addresses[4]
         base = round_trip(client, target)
-        all_functions = ["ptrace", "capture", "--all-functions", "--no-follow", "-s", "0"]
-        # A command, and what it is given more for the flood.
-        tools = {
-            "pwru": ([pwru, "--output-tuple"], []),
-            "ptrace": (all_functions, ["--ring-size", "512M"]),
-            "ptrace, default profile": (["ptrace", "capture"], []),
-        }
-        results = {"not running": {"round trip, ms": base}}
-        for name, (command, room) in tools.items():
-            nothing, everything = NOTHING.split(), [*room, *EVERYTHING.split()]
-            results[name] = one_tool([*command, *nothing], [*command, *everything], client, target)
+        for name, (command, _) in tools(pwru).items():
+            with running([*command, *NOTHING.split()]):
+                added = round_trip(client, target) - base
+            results[name] = {"round trip, added, thousands of instructions": 1000 * added}
     print_table(results)
     return 0
 
@@ -78,20 +106,25 @@ def one_tool(
     nothing: list[str], everything: list[str], client: str, target: str
 ) -> dict[str, float | int | str]:
     """Measure a tool: attach, idle, round trip with nothing matching, detach; then a flood that all
-    matches.
+    matches. Round trips without it are taken before and after, for the machine is not the same all the time.
     """
     result: dict[str, float | int | str] = {}
+    without = [round_trip(client, target)]
     started = time.monotonic()
     with running(nothing) as process:
         result["attach, s"] = time.monotonic() - started
         before = cpu_seconds(process.pid)
         time.sleep(5)
         result["idle CPU, %"] = 100 * (cpu_seconds(process.pid) - before) / 5
-        result["round trip, nothing matches, ms"] = round_trip(client, target)
+        slowed = round_trip(client, target)
         started = time.monotonic()
         stop(process)
         result["detach, s"] = time.monotonic() - started
-    with running(everything) as process:
+    without.append(round_trip(client, target))
+    result["round trip without it, ms"] = sum(without) / 2
+    result["round trip, nothing matches, ms"] = slowed
+    result["round trip, added, ms"] = slowed - sum(without) / 2
+    with counted_runs(), running(everything) as process:
         runs_before = program_runs(process.pid)
         flood(client, target)
         time.sleep(1)
@@ -125,6 +158,17 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             stop(process)
+
+
+@contextmanager
+def counted_runs() -> Iterator[None]:
+    """Have the kernel count how often programs run. That takes time at each run, so not all the time."""
+    switch = Path("/proc/sys/kernel/bpf_stats_enabled")
+    switch.write_text("1")
+    try:
+        yield
+    finally:
+        switch.write_text("0")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -165,13 +209,13 @@ def ping(client: str, target: str, count: int) -> str:
 
 
 def round_trip(client: str, target: str) -> float:
-    """Return the median of three average round trips, in milliseconds."""
+    """Return the median of nine average round trips, in milliseconds."""
     averages = []
-    for _ in range(3):
+    for _ in range(9):
         found = re.search(r"= [\d.]+/([\d.]+)/", ping(client, target, 500))
         assert found is not None
         averages.append(float(found[1]))
-    return sorted(averages)[1]
+    return statistics.median(averages)
 
 
 def flood(client: str, target: str) -> None:

@@ -310,7 +310,7 @@ class FunctionAttacher:
 
 
 def _multi_programs(probes: Sequence[FunctionProbe]) -> dict[Way, str]:
-    """Return the program for functions, by way: one for all that take a packet, where the kernel takes that."""
+    """Return the program for each way: one for all functions that take a packet, if the kernel takes that."""
     if typed_memory() is None or not any(probe.way == "buffer" for probe in probes):
         return _MULTI
     return _MULTI | {"skb": _MULTI_EITHER, "buffer": _MULTI_EITHER}

@@ -25,7 +25,7 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "device in": ("netif_receive_skb",),
     "TC in": ("tc:ingress", "tcf_classify_ingress"),
     "TC": ("tcf_classify", "tc:*#*"),
-    "redirect": ("skb_do_redirect", "__dev_forward_skb", "__dev_forward_skb2"),
+    "redirect": ("skb_do_redirect",),
     "bridge": ("br_handle_frame_finish", "br_pass_frame_up", "br_flood", "__br_forward", "br_dev_xmit"),
     "prerouting": (
         "ip_rcv_core",
@@ -92,13 +92,8 @@ _WITH_TRACEPOINT = {
 }
 
 #: Not needed where there is the other, which all packets pass: a driver with NAPI and GRO, or veth with an
-#: XDP program, hands over a list of them, and that goes by ip_list_rcv() and ipv6_list_rcv(); and
-#: __dev_forward_skb() does nothing but call the other.
-_WITH_OTHER = {
-    "ip_rcv": "ip_rcv_core",
-    "ipv6_rcv": "ip6_rcv_core",
-    "__dev_forward_skb": "__dev_forward_skb2",
-}
+#: XDP program, hands over a list of them, and that goes by ip_list_rcv() and ipv6_list_rcv().
+_WITH_OTHER = {"ip_rcv": "ip_rcv_core", "ipv6_rcv": "ip6_rcv_core"}
 
 _CATALOGUE = {probe.name for probe in PROBES}
 _BY_NAME = {name: stage for stage, names in STAGES.items() for name in names if "*" not in name}

@@ -54,6 +54,7 @@ def _run_one(name: str, command: str, options: argparse.Namespace) -> int:
             stdout=sys.stdout.buffer,
             stderr=sys.stderr.buffer,
             timeout=options.timeout,
+            count_instructions=options.count_instructions,
             **limits,
         )
     except (GuestDied, GuestTimeout) as error:
@@ -109,6 +110,11 @@ def _parse(words: list[str]) -> tuple[argparse.Namespace, str]:
     )
     parser.add_argument("--memory", default="2G", help="of the guest (2G)")
     parser.add_argument("--cpus", type=int, default=2, help="of the guest (2)")
+    parser.add_argument(
+        "--count-instructions",
+        action="store_true",
+        help="for COMMAND: the guest's clock counts instructions, a nanosecond each",
+    )
     parser.add_argument(
         "--cache", type=Path, default=default_cache(), help="where kernels are kept (%(default)s)"
     )

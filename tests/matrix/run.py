@@ -87,12 +87,15 @@ def run(
     timeout: float = 600,
     memory: str = "2G",
     cpus: int = 1,
+    count_instructions: bool = False,
     verbose: bool = False,
 ) -> Outcome:
     """Boot ``kernel``, run ``command`` as root in ``directory`` and return how it ended.
 
     The guest sees this machine's root copy-on-write: what it writes is gone with it. Of other file systems it
     sees only ``directory``. Output is passed on as it comes. ``timeout`` is in seconds, from power-on.
+    ``count_instructions``: the guest's clock goes by a nanosecond with each instruction, whatever time that
+    takes, and its CPUs take turns: what is measured by it is the same on every host, however busy.
     A guest that dies while it boots is booted once more: an emulated processor stumbles now and then over the
     code that a kernel patches in itself there. Raises MissingProgram, GuestDied, GuestTimeout.
     """
@@ -124,6 +127,8 @@ def run(
             *("-kernel", str(kernel.image), "-initrd", str(initramfs), "-serial", f"file:{console}"),
             *("-append", f"{_KERNEL_ARGUMENTS} {loudness}", "-device", "virtio-serial-pci"),
         ]
+        if count_instructions:
+            qemu += ["-icount", "shift=0,sleep=off"]
         exported = {"root": Path("/"), "modules": kernel.modules.resolve()} | shares
         for tag, source in exported.items():
             socket = stack.enter_context(_virtiofsd(source, work / tag))
