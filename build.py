@@ -665,6 +665,7 @@ def needs(*groups: str) -> list[Need]:
             Need("tcpdump", tool("tcpdump"), "tcpdump"),
             Need("ping", tool("ping"), "iputils-ping", "iputils", "iputils"),
             Need("ethtool", tool("ethtool"), "ethtool"),
+            Need("iperf3", tool("iperf3"), "iperf3"),
             Need("cpio", tool("cpio"), "cpio"),
             Need("bpftool", tool("bpftool"), "bpftool", "bpftool", "bpf"),
         ],

@@ -2,6 +2,9 @@
 
     python -m benchmarks.pwru [KERNEL]        KERNEL as of tests.matrix: trixie (default), sid, ...
 
+Needs iperf3. What a tool does to traffic is measured with a filter that matches nothing, a hundredth of the
+packets, and all.
+
 Both trace every kernel function that handles packets, with the same filter and the same traffic, and write
 to memory. Debian's package of pwru is used. Timings are of an emulated machine: only the ratios mean
 something. Events produced are counted by the kernel: the runs of the tools' BPF programs.
@@ -12,6 +15,7 @@ the same, and once more on one whose clock counts instructions, where it always 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -24,10 +28,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from packet_tracer.lab import Lab
 
 PINGS = 3000
+PORT = 5001
 NOTHING = "host 203.0.113.99"
 EVERYTHING = "icmp"
+#: What a filter lets through of pings and of TCP, by how much that is: sequence numbers are as good as dice.
+SHARES = {
+    "nothing": NOTHING,
+    "1 %": "icmp[6:2] % 100 = 0 or tcp[4:4] % 100 = 0",
+    "all": "icmp or tcp",
+}
 OUTPUT = Path("/dev/shm/ptrace-benchmark")
 #: Longest wait for a tool to attach, and to write down what it holds, in seconds.
 PATIENCE = 300.0
@@ -79,8 +94,11 @@ def guest(pwru: str) -> int:
         client = network.client.name
         target = network.route.server_addresses[4]
         for name, (command, room) in tools(pwru).items():
-            nothing, everything = NOTHING.split(), [*room, *EVERYTHING.split()]
-            results[name] = one_tool([*command, *nothing], [*command, *everything], client, target)
+            results[name] = {
+                **of_itself([*command, NOTHING]),
+                **on_traffic(command, network),
+                **in_a_flood([*command, *room, EVERYTHING], client, target),
+            }
     print_table(results)
     return 0
 
@@ -95,48 +113,68 @@ def guest_instructions(pwru: str) -> int:
         target = network.route.server_addresses[4]
         base = round_trip(client, target)
         for name, (command, _) in tools(pwru).items():
-            with running([*command, *NOTHING.split()]):
+            with running([*command, NOTHING]):
                 added = round_trip(client, target) - base
             results[name] = {"round trip, added, thousands of instructions": 1000 * added}
     print_table(results)
     return 0
 
 
-def one_tool(
-    nothing: list[str], everything: list[str], client: str, target: str
-) -> dict[str, float | int | str]:
-    """Measure a tool: attach, idle, round trip with nothing matching, detach; then a flood that all
-    matches. Round trips without it are taken before and after, for the machine is not the same all the time.
-    """
-    result: dict[str, float | int | str] = {}
-    without = [round_trip(client, target)]
+def of_itself(command: list[str]) -> dict[str, float | int | str]:
+    """Measure a tool that has nothing to do: attach, idle, detach."""
     started = time.monotonic()
-    with running(nothing) as process:
-        result["attach, s"] = time.monotonic() - started
+    with running(command) as process:
+        attached = time.monotonic() - started
         before = cpu_seconds(process.pid)
         time.sleep(5)
-        result["idle CPU, %"] = 100 * (cpu_seconds(process.pid) - before) / 5
-        slowed = round_trip(client, target)
+        idle = 100 * (cpu_seconds(process.pid) - before) / 5
         started = time.monotonic()
         stop(process)
-        result["detach, s"] = time.monotonic() - started
-    without.append(round_trip(client, target))
-    result["round trip without it, ms"] = sum(without) / 2
-    result["round trip, nothing matches, ms"] = slowed
-    result["round trip, added, ms"] = slowed - sum(without) / 2
-    with counted_runs(), running(everything) as process:
+        detached = time.monotonic() - started
+    return {"attach, s": attached, "idle CPU, %": idle, "detach, s": detached}
+
+
+def on_traffic(command: list[str], network: Lab) -> dict[str, float | int | str]:
+    """Measure round trips and throughput with a tool, by what its filter matches.
+
+    Each without it too, before and after, for the machine is not the same all the time.
+    """
+    client, server, target = network.client.name, network.server.name, network.route.server_addresses[4]
+
+    def effect() -> tuple[float, float]:
+        return round_trip(client, target), throughput(client, server, target)
+
+    without = [effect()]
+    result: dict[str, float | int | str] = {}
+    for share, expression in SHARES.items():
+        with running([*command, expression]):
+            delay, rate = effect()
+        without.append(effect())
+        delay -= statistics.mean(each[0] for each in without[-2:])
+        rate /= statistics.mean(each[1] for each in without[-2:])
+        result[f"round trip, added, ms: {share}"] = delay
+        result[f"throughput, % of without: {share}"] = 100 * rate
+    result["round trip without, ms"] = statistics.median(each[0] for each in without)
+    result["throughput without, Mbit/s"] = statistics.median(each[1] for each in without)
+    return result
+
+
+def in_a_flood(command: list[str], client: str, target: str) -> dict[str, float | int | str]:
+    """Measure what becomes of the events of a flood that all matches."""
+    with counted_runs(), running(command) as process:
         runs_before = program_runs(process.pid)
-        flood(client, target)
+        ping(client, target, PINGS)
         time.sleep(1)
         produced = program_runs(process.pid) - runs_before
         settle()
         stop(process)
     text = OUTPUT.with_suffix(".out").read_bytes()
     said = OUTPUT.with_suffix(".err").read_text(errors="replace")
-    result["flood: program runs"] = produced
-    result["flood: lines written"] = text.count(b"\n")
-    result["flood: said of it"] = "; ".join(said.strip().splitlines()[-2:])[-160:]
-    return result
+    return {
+        "flood: program runs": produced,
+        "flood: lines written": text.count(b"\n"),
+        "flood: said of it": "; ".join(said.strip().splitlines()[-2:])[-160:],
+    }
 
 
 @contextmanager
@@ -218,9 +256,22 @@ def round_trip(client: str, target: str) -> float:
     return statistics.median(averages)
 
 
-def flood(client: str, target: str) -> None:
-    """Send the flood."""
-    ping(client, target, PINGS)
+def throughput(client: str, server: str, target: str) -> float:
+    """Return what TCP gets through in two seconds, in Mbit/s: iperf3's word for it."""
+    within = ["ip", "netns", "exec"]
+    listen = [*within, server, "iperf3", "--server", "--one-off", "--port", str(PORT)]
+    send = [*within, client, "iperf3", "--client", target, "--port", str(PORT), "--time", "2", "--json"]
+    with subprocess.Popen(listen, stdout=subprocess.DEVNULL) as listener:
+        try:
+            for _ in range(50):
+                sent = subprocess.run(send, capture_output=True, text=True, check=False)
+                if sent.returncode == 0:
+                    break
+                time.sleep(0.1)  # it does not listen yet
+            listener.wait(PATIENCE)
+        finally:
+            listener.kill()
+    return float(json.loads(sent.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e6
 
 
 def print_table(results: dict[str, dict[str, float | int | str]]) -> None:
