@@ -261,13 +261,16 @@ def throughput(client: str, server: str, target: str) -> float:
     within = ["ip", "netns", "exec"]
     listen = [*within, server, "iperf3", "--server", "--one-off", "--port", str(PORT)]
     send = [*within, client, "iperf3", "--client", target, "--port", str(PORT), "--time", "2", "--json"]
-    with subprocess.Popen(listen, stdout=subprocess.DEVNULL) as listener:
+    environment = os.environ | {"TMPDIR": str(OUTPUT.parent)}  # it maps a file there
+    with subprocess.Popen(listen, stdout=subprocess.DEVNULL, env=environment) as listener:
         try:
             for _ in range(50):
-                sent = subprocess.run(send, capture_output=True, text=True, check=False)
+                sent = subprocess.run(send, capture_output=True, text=True, check=False, env=environment)
                 if sent.returncode == 0:
                     break
                 time.sleep(0.1)  # it does not listen yet
+            else:
+                sys.exit(f"iperf3 failed: {sent.stdout}{sent.stderr}")
             listener.wait(PATIENCE)
         finally:
             listener.kill()
