@@ -22,6 +22,10 @@ _GET_BLOCK = struct.Struct("=IIII")  # available, requested, active, never chang
 _SET_BLOCK = struct.Struct("=II")  # valid, requested
 
 
+class NoFeatureError(NotSupportedError):
+    """The kernel, or this kind of device, has no such feature to be switched."""
+
+
 @contextmanager
 def switched(node: Node, device: str, wanted: dict[str, bool]) -> Iterator[None]:
     """Have features of a device on or off as wanted, and as they were afterwards."""
@@ -35,11 +39,11 @@ def switched(node: Node, device: str, wanted: dict[str, bool]) -> Iterator[None]
 
 
 def _switch(device: str, wanted: dict[str, bool]) -> dict[str, bool]:
-    """Switch features and return what they were; NotSupportedError where one is unknown or fixed."""
+    """Switch features and return what they were; NoFeatureError where one is unknown or fixed."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         bits = _names(handle, device)
         if unknown := wanted.keys() - bits.keys():
-            raise NotSupportedError(f"this kernel lacks {', '.join(sorted(unknown))}")
+            raise NoFeatureError(f"this kernel lacks {', '.join(sorted(unknown))}")
         size = (len(bits) + 31) // 32
         before = _active(handle, device, size)
         blocks = [[0, 0] for _ in range(size)]
@@ -52,7 +56,7 @@ def _switch(device: str, wanted: dict[str, bool]) -> dict[str, bool]:
         )
         after = _active(handle, device, size)
     if fixed := [name for name, on in wanted.items() if bool(after >> bits[name] & 1) != on]:
-        raise NotSupportedError(f"{device} can't switch {', '.join(fixed)}")
+        raise NoFeatureError(f"{device} can't switch {', '.join(fixed)}")
     return {name: bool(before >> bits[name] & 1) for name in wanted}
 
 

@@ -33,8 +33,10 @@ class GuestDied(MatrixError):
     exit_status = 71
 
 
-class GuestDiedBooting(GuestDied):
-    """It did not even begin with the command."""
+class GuestStumbled(GuestDied):
+    """It died of its emulation: while it booted, or at a breakpoint that the kernel puts into its own code
+    while it patches it, and that an emulated processor finds there when it is gone already.
+    """
 
 
 class GuestTimeout(MatrixError):

@@ -15,7 +15,7 @@ import pytest
 
 from tests.matrix import guest, kernels, run
 from tests.matrix.docs import render
-from tests.matrix.errors import GuestDied, GuestDiedBooting, UnknownKernel
+from tests.matrix.errors import GuestDied, GuestStumbled, UnknownKernel
 from tests.matrix.requirements import CAPABILITIES, REQUIREMENTS, required
 from tests.matrix.suite import PROJECT, Result
 
@@ -149,10 +149,10 @@ def test_a_test_that_hangs_fails_and_the_others_run(tmp_path: Path) -> None:
     assert "it took longer than 0.3 s" in result.stderr
 
 
-def test_a_guest_that_dies_while_it_boots_is_booted_once_more() -> None:
+def test_a_guest_that_dies_of_its_emulation_is_booted_once_more() -> None:
     outcome, said = run.Outcome(0, 1.0, 2.0, b""), io.BytesIO()
     boots: list[Exception | run.Outcome] = [
-        GuestDiedBooting("trixie: the guest died:", "Oops: int3"),
+        GuestStumbled("trixie: the guest died:", "Oops: int3"),
         outcome,
     ]
 
@@ -165,7 +165,7 @@ def test_a_guest_that_dies_while_it_boots_is_booted_once_more() -> None:
     start = partial(run._once_more(boot), stderr=said)
     assert start() is outcome
     assert b"booting it once more" in said.getvalue()
-    boots = [GuestDiedBooting("once"), GuestDiedBooting("twice")]
+    boots = [GuestStumbled("once"), GuestStumbled("twice")]
     with pytest.raises(GuestDied, match="twice"):
         start()
     boots = [GuestDied("while it ran")]
