@@ -27,8 +27,8 @@ static __always_inline void put(__u64 head, const struct tracked *packet)
 /* Most buffers hold nothing that is known. To look for it takes no lock, as deleting does even what is not there. */
 static __always_inline void bury(__u64 head)
 {
-	if (find_tracked(head) && !bpf_map_delete_elem(&packets, &head))
-		count_tracking(0, 1);
+	if (find_tracked(head))
+		end_tracked(head);
 }
 
 /* The same for the buffer of an skb, which may live on as an xdp_frame: revive(). */
@@ -41,8 +41,7 @@ static __always_inline void release(struct sk_buff *skb)
 		return;
 	if (READ_BITS(skb, head_frag))
 		bpf_map_update_elem(&released, &head, packet, BPF_ANY);
-	if (!bpf_map_delete_elem(&packets, &head))
-		count_tracking(0, 1);
+	end_tracked(head);
 }
 
 /* Makes what is in a buffer a packet of its own, a child of `parent`. */

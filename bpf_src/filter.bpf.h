@@ -187,16 +187,21 @@ static __always_inline __u64 filter_skb_metadata(const struct packet_view *view,
 	return filter_metadata(tag, view->ifindex, type);
 }
 
-/* Returns whether the filter accepts the bytes, if it is enabled. `shared`: the skb_shared_info, 0 for none. */
+/* Returns whether the expression accepts the bytes. `shared`: the skb_shared_info, 0 for none. */
+static __always_inline bool filter_outer(__u64 data, __u64 data_end, __u64 shared, const struct packet_view *view,
+					 __u64 metadata)
+{
+	if (view->link_header)
+		return pcap_filter_l2(data, data_end, shared, view->length, metadata);
+	return pcap_filter_l3(data, data_end, shared, view->length, metadata);
+}
+
+/* The same, and the one for the packet in a tunnel if there is one. */
 static __always_inline bool filter_bytes(__u64 data, __u64 data_end, __u64 shared, const struct packet_view *view,
 					 __u64 metadata)
 {
-	bool accepted;
+	bool accepted = filter_outer(data, data_end, shared, view, metadata);
 
-	if (view->link_header)
-		accepted = pcap_filter_l2(data, data_end, shared, view->length, metadata);
-	else
-		accepted = pcap_filter_l3(data, data_end, shared, view->length, metadata);
 	if (!filter_inner || !accepted)
 		return accepted;
 	return filter_skb_inner(data, data_end, shared, view->length, view->link_header);
@@ -231,11 +236,8 @@ static __always_inline bool filter_skb(const struct packet_view *view, enum ptra
 static __always_inline bool filter_expression(const struct packet_view *view)
 {
 	__u64 head = (__u64)view->head;
-	__u64 data = head + view->start, data_end = head + view->linear_end, shared = head + view->end;
 
-	if (view->link_header)
-		return pcap_filter_l2(data, data_end, shared, view->length, 0);
-	return pcap_filter_l3(data, data_end, shared, view->length, 0);
+	return filter_outer(head + view->start, head + view->linear_end, head + view->end, view, 0);
 }
 
 /* The same for a packet before there is an skb. */

@@ -373,13 +373,20 @@ static __always_inline bool holds_alone(struct sk_buff *skb, unsigned char *head
 	return !READ_BITS(skb, cloned) || (BPF_CORE_READ(shared, dataref.counter) & 0xffff) == 1;
 }
 
+/* Forgets the packet that is known to be in a buffer. */
+static __always_inline void end_tracked(__u64 head)
+{
+	if (!bpf_map_delete_elem(&packets, &head))
+		count_tracking(0, 1);
+}
+
 /* Forgets the packet in a buffer if this skb is the last that holds it. */
 static __always_inline void forget(struct sk_buff *skb, unsigned char *head)
 {
 	__u64 key = (__u64)head;
 
-	if (find_tracked(key) && holds_alone(skb, head) && !bpf_map_delete_elem(&packets, &key))
-		count_tracking(0, 1);
+	if (find_tracked(key) && holds_alone(skb, head))
+		end_tracked(key);
 }
 
 #endif
