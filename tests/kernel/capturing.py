@@ -9,18 +9,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from packet_tracer.bpf.btf import Btf, Kind
 from packet_tracer.capture import Tracer
-from packet_tracer.errors import EXIT_NOT_SUPPORTED, PtraceError
+from packet_tracer.errors import EXIT_NOT_SUPPORTED, NotSupportedError, PtraceError
 from packet_tracer.events import Event
-from packet_tracer.lab import Node
+from packet_tracer.lab import Lab, Node
 from packet_tracer.lab.topology import mac
 from packet_tracer.lab.traffic import internet_checksum
 from packet_tracer.netns import entered
+from tests.features import NoFeatureError
+from tests.mechanisms import MECHANISMS, Mechanism, Sent, flush
 
 _SOL_PACKET = 263
 _PACKET_VNET_HDR = 15  # linux/if_packet.h
@@ -45,6 +47,40 @@ def trace(tracer: Tracer, traffic: Callable[[], object]) -> list[Event]:
         time.sleep(0.05)  # the last skb may still be on its way to its end, on the other CPU
         tracer.stop()
         return list(tracer.events())
+
+
+@contextmanager
+def running(tracer: Tracer) -> Iterator[Tracer]:
+    """Start a tracer of functions or programs, of which none may be left out. Skips where none can be had."""
+    try:
+        tracer.start()
+    except NotSupportedError as error:
+        pytest.skip(str(error))
+    with closing(tracer):
+        assert not tracer.skipped
+        yield tracer
+
+
+def play(mechanism: Mechanism, network: Lab, count: int) -> Sent:
+    """Have a mechanism's packets sent, and all that is held back of them. Skips, or expects to fail, where it
+    can't be had.
+    """
+    try:
+        sent = mechanism.play(network, MECHANISMS.index(mechanism) + 1, count)
+    except NoFeatureError as error:
+        pytest.xfail(str(error))  # as lacking() says
+    except NotSupportedError as error:
+        pytest.skip(str(error))
+    time.sleep(0.05)
+    flush(network)
+    return sent
+
+
+def lacking(mechanism: Mechanism) -> NoReturn:
+    """Expect to fail where a kernel lacks what a mechanism takes. Not a skip: functions can be traced here,
+    and it is no fault of theirs.
+    """
+    pytest.xfail(f"this kernel lacks what came with {', '.join(mechanism.needs)}")
 
 
 @contextmanager

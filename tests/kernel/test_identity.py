@@ -24,10 +24,9 @@ from packet_tracer.lab import Lab
 from packet_tracer.lab.commands import ip, run, set_offloads
 from packet_tracer.netns import entered
 from packet_tracer.probes.functions import FunctionTable
-from tests.features import NoFeatureError
-from tests.kernel.capturing import udp_socket
+from tests.kernel.capturing import lacking, play, running, udp_socket
 from tests.labelled import Judge
-from tests.mechanisms import MECHANISMS, Mechanism, all_batches, called, flush
+from tests.mechanisms import MECHANISMS, Mechanism, all_batches, called
 
 pytestmark = pytest.mark.requires("fentry")
 
@@ -257,15 +256,8 @@ def capturing() -> Iterator[Capturing]:
             snaplen=144,  # with what lies in pages
             ring_bytes=64 << 20,
         )
-        try:
-            tracer.start()
-        except NotSupportedError as error:
-            pytest.skip(str(error))
-        try:
-            assert not tracer.skipped
+        with running(tracer):
             yield Capturing(network, tracer)
-        finally:
-            tracer.close()
 
 
 @pytest.fixture(scope="module")
@@ -424,14 +416,7 @@ def test_each_packet_is_itself_whatever_is_done_to_it(capturing: Capturing, mech
     for _ in all_batches(tracer):  # what came late of the one before
         pass
     index = MECHANISMS.index(mechanism) + 1
-    try:
-        sent = mechanism.play(network, index, 3 if mechanism.stream else 8)
-    except NoFeatureError as error:
-        pytest.xfail(str(error))  # not a skip: see below
-    except NotSupportedError as error:
-        pytest.skip(str(error))
-    time.sleep(0.05)
-    flush(network)
+    sent = play(mechanism, network, 3 if mechanism.stream else 8)
     judge = Judge(network.client.netns.inode, copied=mechanism.copied, ports=sent.ports)
     for batch in all_batches(tracer):
         judge.add(batch, {index})
@@ -441,5 +426,4 @@ def test_each_packet_is_itself_whatever_is_done_to_it(capturing: Capturing, mech
     assert len(sent.numbers) <= score.packets
     if mechanism.uncalled(score) or not mechanism.happened(score):
         assert not mechanism.possible, (mechanism.uncalled(score), score)
-        # Not a skip: functions can be traced here, and it is no fault of theirs.
-        pytest.xfail(f"this kernel lacks what came with {', '.join(mechanism.needs)}")
+        lacking(mechanism)

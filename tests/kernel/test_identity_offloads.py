@@ -6,7 +6,6 @@ at: that a packet is what is said of it.
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from dataclasses import dataclass
 import pytest
 
 from packet_tracer.capture import Tracer
-from packet_tracer.errors import NotSupportedError
 from packet_tracer.events import Event
 from packet_tracer.events import flags as bits
 from packet_tracer.lab import Lab
-from tests.features import NoFeatureError
+from tests.kernel.capturing import lacking, play, running
 from tests.labelled import number_in
-from tests.mechanisms import MECHANISMS, Mechanism, all_batches, called, flush
+from tests.mechanisms import MECHANISMS, Mechanism, all_batches, called
 
 pytestmark = pytest.mark.requires("fentry")
 
@@ -49,21 +47,21 @@ class Capturing:
         """Return what was seen of packets of the corpus; skip, or expect to fail, where there are none."""
         for _ in all_batches(self.tracer):  # what came late of the one before
             pass
-        try:
-            sent = mechanism.play(self.network, MECHANISMS.index(mechanism) + 1, COUNT)
-        except NoFeatureError as error:
-            pytest.xfail(str(error))  # not a skip: see below
-        except NotSupportedError as error:
-            pytest.skip(str(error))
-        time.sleep(0.05)
-        flush(self.network)
+        sent = play(mechanism, self.network, COUNT)
         assert mechanism.stream or len(sent.read) == 2 * COUNT
         events = [event for batch in all_batches(self.tracer) for event in batch]
         if not {event.probe for event in events}.issuperset(called([mechanism])):
             assert not mechanism.possible
-            # Not a skip: functions can be traced here, and it is no fault of theirs.
-            pytest.xfail(f"this kernel lacks what came with {', '.join(mechanism.needs)}")
+            lacking(mechanism)
         return events
+
+    def numbers(self, events: list[Event]) -> dict[int, tuple[int, int] | None]:
+        """Return the label of each packet that left the client, by its id: one for each that was sent."""
+        sent = {
+            event.packet_id: number_in(event.data) for event in self.at(events, "client", "net_dev_queue")
+        }
+        assert len(sent) == 2 * COUNT
+        return sent
 
     def at(self, events: list[Event], node: str, probe: str) -> list[Event]:
         """Return the labelled events of a probe in a namespace."""
@@ -85,25 +83,15 @@ def capturing() -> Iterator[Capturing]:
             snaplen=144,  # with what lies in pages
             ring_bytes=64 << 20,
         )
-        try:
-            tracer.start()
-        except NotSupportedError as error:
-            pytest.skip(str(error))
-        try:
+        with running(tracer):
             assert tracer.exact_identity
-            assert not tracer.skipped
             yield Capturing(network, tracer)
-        finally:
-            tracer.close()
 
 
 @pytest.mark.parametrize("mechanism", [SEGMENTED, FOR_THE_SOCKET], ids=lambda each: each.name)
 def test_datagrams_that_were_sent_as_one_are_its_children(capturing: Capturing, mechanism: Mechanism) -> None:
     events = capturing.play(mechanism)
-    wholes = {
-        event.packet_id: number_in(event.data) for event in capturing.at(events, "client", "net_dev_queue")
-    }
-    assert len(wholes) == 2 * COUNT
+    wholes = capturing.numbers(events)
     read = capturing.at(events, "server", "skb_consume_udp")
     assert len(read) == len({event.packet_id for event in read}) == 2 * COUNT * mechanism.datagrams
     places = defaultdict(set)
@@ -123,10 +111,7 @@ def test_datagrams_that_were_sent_as_one_are_its_children(capturing: Capturing, 
 def test_datagrams_that_lay_in_a_list_go_on_as_themselves(capturing: Capturing, mechanism: Mechanism) -> None:
     """They are a part of the first of the list only for as long as it is one."""
     events = capturing.play(mechanism)
-    sent = {
-        event.packet_id: number_in(event.data) for event in capturing.at(events, "client", "net_dev_queue")
-    }
-    assert len(sent) == 2 * COUNT
+    sent = capturing.numbers(events)
     lists = [
         event
         for event in capturing.at(events, "router", "netif_receive_skb")

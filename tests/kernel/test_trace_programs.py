@@ -27,7 +27,7 @@ from packet_tracer.formats.text import Text
 from packet_tracer.lab import Lab, Node
 from packet_tracer.netns import entered
 from packet_tracer.probes.program_probes import choose_programs
-from tests.kernel.capturing import udp_socket
+from tests.kernel.capturing import running, udp_socket
 from tests.kernel.cli import ptrace
 from tests.kernel.loading import load, open_object
 
@@ -122,13 +122,8 @@ def recording(request: pytest.FixtureRequest, network: Lab) -> Iterator[Recordin
             filter=f"udp dst portrange {PASSED}-{REWRITTEN_TO}",
             snaplen=128,
         )
-        try:
-            tracer.start()
-        except NotSupportedError as error:
-            pytest.skip(str(error))
-        try:
+        with running(tracer):
             assert tracer.exact_identity
-            assert not tracer.skipped
             assert "4 BPF programs, 0 left out" in tracer.notes
             send(network)
             time.sleep(0.2)
@@ -137,8 +132,6 @@ def recording(request: pytest.FixtureRequest, network: Lab) -> Iterator[Recordin
             for batch in tracer.batches():
                 events += list(batch)
                 lines += formatter.format(batch)
-        finally:
-            tracer.close()
         for name, counters in tracer.stats().items():
             assert (counters.kept, counters.lost_ring, counters.untracked, counters.missed) == (
                 counters.seen,
