@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
@@ -159,8 +159,15 @@ def run(
         tail = _tail(work / "qemu.log") + _last_words(console)
         if seconds >= timeout:
             raise GuestTimeout(f"{kernel.name}: timed out after {timeout:g} s", tail)
-        died, when = (GuestDied, "ended") if "started" in said else ("began")
-        raise died(f"{kernel.name}: the guest died before its command {when}; its last words:", tail)
+        raise death(kernel.name, tail, began="started" in said)
+
+
+def death(name: str, evidence: Sequence[str], *, began: bool) -> GuestDied:
+    """Return what to raise of a guest that died with ``evidence``; ``began``: its command had."""
+    stumbled = not began or any(_BREAKPOINT in line for line in evidence)
+    when = "ended" if began else "began"
+    kind = GuestStumbled if stumbled else GuestDied
+    return kind(f"{name}: the guest died before its command {when}; its last words:", evidence)
 
 
 class _Port:

@@ -149,6 +149,20 @@ def test_a_test_that_hangs_fails_and_the_others_run(tmp_path: Path) -> None:
     assert "it took longer than 0.3 s" in result.stderr
 
 
+def test_only_an_emulation_s_fault_is_tried_again() -> None:
+    """While it boots, or at a breakpoint that the kernel put there itself: no test of ours does that."""
+    panic, breakpoint_ = ["Kernel panic - not syncing"], ["Oops: int3: 0000 [#1]", "Kernel panic"]
+    kinds = [
+        type(run.death("trixie", evidence, began=began))
+        for evidence, began in ((panic, True), (panic, False), (breakpoint_, True), (breakpoint_, False))
+    ]
+    assert kinds == [GuestDied, GuestStumbled, GuestStumbled, GuestStumbled]
+    assert str(run.death("trixie", panic, began=False)).startswith(
+        "trixie: the guest died before its command began"
+    )
+    assert run.death("trixie", panic, began=True).details == tuple(panic)
+
+
 def test_a_guest_that_dies_of_its_emulation_is_booted_once_more() -> None:
     outcome, said = run.Outcome(0, 1.0, 2.0, b""), io.BytesIO()
     boots: list[Exception | run.Outcome] = [
