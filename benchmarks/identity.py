@@ -16,7 +16,7 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +25,9 @@ from packet_tracer.capture import Tracer
 from packet_tracer.errors import NotSupportedError
 from packet_tracer.lab import Lab
 from packet_tracer.probes.objects import CaptureObjects
-from tests.labelled import Judge, Score
-from tests.mechanisms import MECHANISMS, PRESSURE, Mechanism, all_batches, called, flush
+from tests.labelled import Score
+from tests.matrix.cards import plugged
+from tests.mechanisms import MECHANISMS, PRESSURE, Mechanism, all_batches, called, flush, judged
 
 _INTERFACES = ("c0", "r0", "r1", "s0")
 #: Large enough that a packet that two numbers of bytes away from its start is read has all its label, and
@@ -130,8 +131,8 @@ def measure_level(level: Level, chosen: list[Mechanism], options: argparse.Names
     """Measure all mechanisms at one level and print the table; return whether a bar is missed."""
     results: list[Result] = []
     try:
-        with Lab() as network:
-            for result in measure_all(network, level, chosen, options.count):
+        with Lab() as network, plugged(network) as cards:
+            for result in measure_all(network, level, chosen, options.count, cards):
                 results.append(result)
                 report(result, level, verbose=options.verbose)
     except NotSupportedError as error:
@@ -141,29 +142,30 @@ def measure_level(level: Level, chosen: list[Mechanism], options: argparse.Names
     total = Score()
     for result in results:
         if result.score is not None and result.mechanism is not PRESSURE:
-            for name in ("events", "right", "mixed", "packets", "buffers", "journeys", "complete"):
-                setattr(total, name, getattr(total, name) + getattr(result.score, name))
+            total.add(result.score)
     print(_row(f"{level.name}: all", total), "MISSED" if missed else "", flush=True)
     return missed
 
 
-def measure_all(network: Lab, level: Level, chosen: list[Mechanism], count: int) -> Iterator[Result]:
-    """Yield the results of all mechanisms, by as few captures as can be."""
-    for xdp in (False, True):
-        if group := [each for each in chosen if each.xdp == xdp and each is not PRESSURE]:
-            yield from measure(network, level, group, count, xdp=xdp)
+def measure_all(
+    network: Lab, level: Level, chosen: list[Mechanism], count: int, cards: list[str]
+) -> Iterator[Result]:
+    """Yield the results of all mechanisms, by as few captures as can be. ``cards`` are interfaces too."""
+    for interfaces in ([], [*_INTERFACES, *cards]):
+        if group := [each for each in chosen if each.xdp == bool(interfaces) and each is not PRESSURE]:
+            yield from measure(network, level, group, count, interfaces)
     if PRESSURE in chosen:
         with places(_PLACES):
             yield from measure(network, level, [PRESSURE], 2 * _PLACES)
 
 
 def measure(
-    network: Lab, level: Level, mechanisms: list[Mechanism], count: int, *, xdp: bool = False
+    network: Lab, level: Level, mechanisms: list[Mechanism], count: int, xdp: Sequence[str] = ()
 ) -> Iterator[Result]:
-    """Trace mechanisms by one capture, and judge each."""
+    """Trace mechanisms by one capture, and judge each; ``xdp``: with programs on these interfaces."""
     tracer = Tracer(
         netns=[node.name for node in network.nodes],
-        interface=_INTERFACES if xdp else None,
+        interface=xdp or None,
         probes=["xdp"] if xdp else (),
         functions=called(mechanisms) if level.exact else (),
         profile=level.profile,
@@ -195,10 +197,7 @@ def one(network: Lab, tracer: Tracer, level: Level, mechanism: Mechanism, count:
     time.sleep(0.2)
     flush(network)
     time.sleep(0.1)
-    judge = Judge(network.client.netns.inode, copied=mechanism.copied, ports=sent.ports)
-    for batch in all_batches(tracer):
-        judge.add(batch, {index})
-    score = judge.finish(sent.numbers, sent.read, read=level.exact)
+    score = judged(mechanism, network, sent, all_batches(tracer), read=level.exact)
     lost, forgotten = _lost(tracer) - lost, tracer.tracking().forgotten - forgotten
     return Result(mechanism, score, lost=lost, forgotten=forgotten, missed=tracer.missed() - missed)
 

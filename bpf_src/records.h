@@ -79,6 +79,8 @@ enum ptrace_event_flags {
 		1 << 16,	    /* captured fewer than asked for: they lie in pages that cannot be read */
 	PTRACE_EVENT_XDP = 1 << 17, /* before there is an skb: skb_address is that of an xdp_buff or xdp_frame */
 	PTRACE_EVENT_MERGED = 1 << 18, /* part of another packet by now, its parent */
+	/* At its end: its device is hardware, and this CPU is not in that driver's transmit call. */
+	PTRACE_EVENT_OUTSIDE_TRANSMIT = 1 << 19,
 };
 
 struct ptrace_event {

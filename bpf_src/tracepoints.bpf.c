@@ -104,6 +104,22 @@ int BPF_PROG(net_dev_xmit, struct sk_buff *skb, int result, struct net_device *d
 	return 0;
 }
 
+/*
+ * Whether an skb ends for a device that is hardware, while this CPU is not in its driver's transmit call. Some drivers free
+ * what they have sent by kfree_skb(), as if it were dropped (vmxnet3); what they do drop, they drop in that call. Devices that
+ * are none (veth, tunnels) have no parent, and many take no lock.
+ */
+static __always_inline bool outside_transmit(struct net_device *dev, struct sk_buff *skb)
+{
+	__u64 at = BPF_CORE_READ(skb, queue_mapping) * bpf_core_type_size(struct netdev_queue);
+	struct netdev_queue *queue;
+
+	if (!dev || !BPF_CORE_READ(dev, dev.parent))
+		return false;
+	queue = (void *)BPF_CORE_READ(dev, _tx) + at;
+	return BPF_CORE_READ(queue, xmit_lock_owner) != bpf_get_smp_processor_id();
+}
+
 static __always_inline bool trace_last(void *ctx, struct sk_buff *skb, const struct facts *end)
 {
 	struct packet_view view;
@@ -117,6 +133,8 @@ static __always_inline bool trace_last(void *ctx, struct sk_buff *skb, const str
 	facts.flags |= flags;
 	if (!view_if_passing(&view, skb, POSITION_BY_SKB, &facts) || is_message(skb))
 		return false;
+	if (end->probe_id == PTRACE_PROBE_KFREE_SKB && outside_transmit(view.dev, skb))
+		facts.flags |= PTRACE_EVENT_OUTSIDE_TRANSMIT;
 	take_stack(ctx, &facts);
 	emit_skb(&view, &facts);
 	return true;

@@ -185,12 +185,22 @@ struct timespec64 {
 #define IFF_LOOPBACK (1 << 3)
 enum { ARPHRD_ETHER = 1, ARPHRD_LOOPBACK = 772 };
 
+struct device {
+	struct device *parent;
+};
+
+struct netdev_queue {
+	int xmit_lock_owner;
+};
+
 struct net_device {
+	struct netdev_queue *_tx;
 	unsigned int flags;
 	unsigned int mtu;
 	unsigned short type;
 	int ifindex;
 	possible_net_t nd_net;
+	struct device dev;
 	char name[16];
 };
 

@@ -40,6 +40,8 @@ _SEEN = Selection("size", "probe_id", "timestamp_ns", "packet_id", "skb_address"
 _XDP_DROPS = ("XDP_DROP", "XDP_ABORTED")
 #: Stages whose event ends an skb; a clone of it may live on.
 _ENDINGS = ("merged", "freed", "dropped")
+#: What the kernel says where nobody gave it a reason.
+_NO_REASON = "NOT_SPECIFIED"
 #: Its event says that the same bytes go out once more, as another packet; this one may have ended long ago.
 _SENT_AGAIN = "sent again"
 
@@ -67,7 +69,8 @@ class End:
     """How a journey ended, and the event that shows it.
 
     ``process`` (``"curl:4711"``) read it, or ran when a packet was consumed, which need not be its reader.
-    ``reason`` and ``location`` are a drop's, None where the kernel doesn't tell.
+    ``reason`` and ``location`` are a drop's, None where the kernel doesn't tell, or of what a driver sent and
+    then freed as if it were dropped.
     """
 
     kind: EndKind
@@ -166,12 +169,21 @@ class Journey:
             own = before.skb_address
         for event in ending:
             if event.skb_address == own and stage_of(event.probe) == "dropped":
+                if stage == "driver out" and _freed_when_sent(event):
+                    return End(EndKind.SENT, before, None, event.drop_reason, event.drop_location)
                 return End(EndKind.DROPPED, event, None, event.drop_reason, event.drop_location)
         if stage == "driver out":
             return End(EndKind.SENT, before)
         if ending:
             return End(EndKind.CONSUMED, last, f"{last.comm}:{last.pid}")
         return End(EndKind.QUEUED if stage == "socket queue" else EndKind.UNFINISHED, last)
+
+
+def _freed_when_sent(drop: Event) -> bool:
+    """Whether a driver, not in its transmit call any more, frees what it took, as if dropped and without a
+    reason: so do some with what they have sent.
+    """
+    return bool(drop.flags & bits.OUTSIDE_TRANSMIT) and drop.drop_reason in (None, _NO_REASON)
 
 
 class Journeys:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from packet_tracer.events import Event, EventBatch
 from packet_tracer.events import flags as bits
@@ -106,6 +106,12 @@ class Score:
     wrong: list[str] = field(default_factory=list)
     incomplete: list[str] = field(default_factory=list)
 
+    def add(self, other: Score) -> None:
+        """Add what another score counted."""
+        for each in fields(self):
+            mine, more = getattr(self, each.name), getattr(other, each.name)
+            setattr(self, each.name, mine | more if isinstance(mine, set) else mine + more)
+
     @property
     def right_percent(self) -> float:
         """Events with the right packet."""
@@ -128,10 +134,26 @@ class Judge:
     A journey is complete if it begins with the sender, or where its packet was made of its parent, and shows
     how it ended, as the traffic knows: it was read, or, of what nobody read, dropped; a part of another
     packet was merged or ended with it; of what was sent twice, one may be dropped.
+
+    Only events ``within`` a namespace are looked at, if one is given: one end of a wire. Of a packet that
+    ``leaves`` no more can be known than that a driver took it; and what ``arrives`` twice because TCP sent it
+    again are two packets that know nothing of each other.
     """
 
-    def __init__(self, sender: int, *, copied: bool = False, ports: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        sender: int,
+        *,
+        within: int = 0,
+        leaves: bool = False,
+        arrives: bool = False,
+        copied: bool = False,
+        ports: frozenset[int] = frozenset(),
+    ) -> None:
         self._sender = sender
+        self._within = within
+        self._leaves = leaves
+        self._arrives = arrives
         self._copied = copied
         self._ports = ports
         self._ids: dict[int, Known] = {}
@@ -148,6 +170,8 @@ class Judge:
         upper = set(wanted)
         self._journeys.add(batch)
         for event in batch:
+            if self._within and event.netns_inode != self._within:
+                continue
             label = self._label(event)
             if event.packet_id and event.flags & bits.MERGED:
                 self._parts[event.parent_id].add(event.packet_id)
@@ -244,9 +268,10 @@ class Judge:
 
     def _attributed(self, identifier: int, known: Known, by_label: dict[tuple[int, int], list[int]]) -> bool:
         """Whether an id is its packet's own: see the class."""
-        if by_label[known.label][0] == identifier and known.netns == self._sender:
-            return True
         family, start = known.label
+        again = self._arrives and family in self._ports
+        if (again or by_label[known.label][0] == identifier) and known.netns == self._sender:
+            return True
         seen, waiting = {identifier}, list(known.parents)
         while waiting:
             parent = waiting.pop()
@@ -265,6 +290,8 @@ class Judge:
         if not begun or journey.resumed or journey.forgotten:
             return False
         kind = journey.end.kind
+        if self._leaves:
+            return kind is EndKind.SENT or (kind is EndKind.CONSUMED and bool(journey.children))
         if not delivered:
             return kind is EndKind.DROPPED or bool(journey.children)
         if kind is EndKind.READ or any(hop.stage == "read" for hop in journey.hops):
@@ -285,7 +312,7 @@ class Judge:
             and other.label[0] == known.label[0]
             and other.label[1] < known.end
             and other.end > known.label[1]
-            and (identifier in other.parents or number in known.parents)
+            and (self._arrives or identifier in other.parents or number in known.parents)
             for number, other in self._families[known.label[0]]
         )
 

@@ -22,6 +22,7 @@ from packet_tracer.lab.commands import ip, run, set_offloads
 from packet_tracer.lab.topology import Version, mac
 from packet_tracer.netns import entered
 from tests.features import switched
+from tests.matrix import cards
 
 _SO_RCVBUFFORCE = 33
 PORT = 7000
@@ -52,6 +53,17 @@ def _route(network: Lab, version: Version) -> Flow:
 def routed(network: Lab, *, version: Version) -> Iterator[Flow]:
     """From client to server by way of the router."""
     yield _route(network, version)
+
+
+@contextmanager
+def wired(network: Lab, *, version: Version, driver: str) -> Iterator[Flow]:
+    """From client to server over two network cards and what is between them: see ``matrix/cards.py``."""
+    try:
+        network.server.ifindex(driver)
+    except PtraceError as error:
+        raise NotSupportedError(f"there are no cards that {driver} drives") from error
+    address = cards.addresses(driver, 2)[version == 6]
+    yield Flow(network, version, address, address)
 
 
 @contextmanager

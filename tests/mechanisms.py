@@ -24,7 +24,8 @@ from packet_tracer.netns import entered
 from packet_tracer.probes.functions import FunctionTable
 from packet_tracer.probes.kallsyms import KALLSYMS
 from tests import mechanism_networks as networks
-from tests.labelled import Score, number_in, payload, payload_template
+from tests.labelled import Judge, Score, number_in, payload, payload_template
+from tests.matrix import cards
 from tests.mechanism_networks import Flow
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -58,7 +59,8 @@ class Mechanism:
     to go through, where they are traced, and ``happened`` tells from a score whether it was done at all;
     kernels that lack one of the symbols that it ``needs`` don't do it. ``copied``: one packet
     comes by at one place more than once. ``xdp``: for a capture with XDP programs. ``dropped``: nobody reads
-    it. ``held``: it is read when all is sent.
+    it. ``held``: it is read when all is sent. ``wire``: what is sent leaves this machine, and comes back as
+    other packets.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Mechanism:
     xdp: bool = False
     dropped: bool = False
     held: bool = False
+    wire: bool = False
     needs: tuple[str, ...] = ()
     happened: Callable[[Score], bool] = lambda score: score.packets > 0
 
@@ -169,6 +172,30 @@ def _streams(flow: Flow, count: int, size: int) -> Sent:
     return Sent(ports=ports)
 
 
+def judged(
+    mechanism: Mechanism, network: Lab, sent: Sent, batches: Iterable[EventBatch], *, read: bool
+) -> Score:
+    """Judge what was seen of it; ``read``: journeys have to show who read the packet.
+
+    At a wire's two ends a packet is two, and each end has a judge of its own.
+    """
+    client, server = network.client.netns.inode, network.server.netns.inode
+    judges = [Judge(client, copied=mechanism.copied, ports=sent.ports)]
+    if mechanism.wire:
+        judges = [
+            Judge(client, within=client, leaves=True, ports=sent.ports),
+            Judge(server, within=server, arrives=True, ports=sent.ports),
+        ]
+    upper = {number >> 24 for number in sent.numbers}
+    for batch in batches:
+        for judge in judges:
+            judge.add(batch, upper)
+    score = Score()
+    for judge in judges:
+        score.add(judge.finish(sent.numbers, sent.read, read=read))
+    return score
+
+
 def called(mechanisms: Iterable[Mechanism]) -> list[str]:
     """Return the functions that mechanisms are known by, as far as they can be traced here."""
     return sorted({name for each in mechanisms for name in each.calls} & _traceable())
@@ -258,6 +285,14 @@ def _tunnels(name: str, kind: str) -> list[Mechanism]:
     ]
 
 
+def _wires(name: str, **own: object) -> list[Mechanism]:
+    return [
+        mechanism
+        for driver in cards.CARDS
+        for mechanism in _both(f"{name} by {driver}", networks.wired, driver=driver, wire=True, **own)
+    ]
+
+
 #: More packets at once than can be remembered, see ``benchmarks/identity.py``.
 PRESSURE = Mechanism("more packets than places", partial(networks.routed, version=4), held=True)
 
@@ -334,7 +369,10 @@ MECHANISMS: tuple[Mechanism, ...] = (
         happened=_has_relatives,
     ),
     *_both("drop", networks.dropped, dropped=True),
+    *_wires("UDP"),
+    *_wires("GRO merge", size=20000, stream=True, happened=_has_grown),
     *_both("XDP to skb", networks.routed, xdp=True),
+    *_wires("XDP to skb", xdp=True),
     *_both(
         "XDP and UDP GRO by list",
         networks.joined_to_forward,

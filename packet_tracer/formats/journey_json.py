@@ -141,10 +141,10 @@ _END = (
     Key(
         "reason",
         _STR,
-        "why it was dropped; null where the kernel doesn't say",
+        "why it was dropped, or freed as if it were (`sent`); null where the kernel doesn't say",
         lambda end: end.reason,
     ),
-    Key("location", _STR, "the code that dropped it", lambda end: end.location),
+    Key("location", _STR, "the code that dropped it, or freed it as if", lambda end: end.location),
     Key("probe", _STR, "the probe that saw the end", lambda end: end.event.probe, False),
     Key("netns", _INT, "namespace where it ended", lambda end: end.event.netns_inode or None),
     Key("interface", _STR, "device where it ended", lambda end: end.event.interface),

@@ -120,7 +120,8 @@ def end_text(journey: Journey) -> str:
         EndKind.READ: f"READ by {end.process}",
         EndKind.DROPPED: f"DROPPED {end.reason or 'without a reason'}"
         + (f" at {end.location}" if end.location else ""),
-        EndKind.SENT: f"SENT at {where}",
+        EndKind.SENT: f"SENT at {where}"
+        + (f"; its driver frees what it sent as dropped, at {end.location}" if end.location else ""),
         EndKind.CONSUMED: f"CONSUMED while {end.process} ran",
         EndKind.MERGED: "MERGED into another packet",
         EndKind.QUEUED: "QUEUED at a socket, not read yet",

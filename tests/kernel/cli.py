@@ -42,8 +42,8 @@ class Running:
 
     @property
     def objects(self) -> list[dict[str, Any]]:
-        """Its stdout as JSON lines."""
-        return [json.loads(line) for line in self.seen.splitlines()]
+        """Its stdout as JSON lines, as far as they are written to their ends."""
+        return [json.loads(line) for line in self.seen.splitlines(keepends=True) if line.endswith("\n")]
 
     @property
     def events(self) -> list[dict[str, Any]]:

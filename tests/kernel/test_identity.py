@@ -25,8 +25,8 @@ from packet_tracer.lab.commands import ip, run, set_offloads
 from packet_tracer.netns import entered
 from packet_tracer.probes.functions import FunctionTable
 from tests.kernel.capturing import lacking, play, running, udp_socket
-from tests.labelled import Judge
-from tests.mechanisms import MECHANISMS, Mechanism, all_batches, called
+from tests.matrix.cards import plugged
+from tests.mechanisms import MECHANISMS, Mechanism, all_batches, called, judged
 
 pytestmark = pytest.mark.requires("fentry")
 
@@ -247,7 +247,7 @@ class Capturing:
 
 @pytest.fixture(scope="module")
 def capturing() -> Iterator[Capturing]:
-    with Lab() as network:
+    with Lab() as network, plugged(network):
         known = {function.name for function in FunctionTable.read().functions}
         tracer = Tracer(
             netns=[node.name for node in network.nodes],
@@ -415,12 +415,8 @@ def test_each_packet_is_itself_whatever_is_done_to_it(capturing: Capturing, mech
     lost = capturing.lost()
     for _ in all_batches(tracer):  # what came late of the one before
         pass
-    index = MECHANISMS.index(mechanism) + 1
     sent = play(mechanism, network, 3 if mechanism.stream else 8)
-    judge = Judge(network.client.netns.inode, copied=mechanism.copied, ports=sent.ports)
-    for batch in all_batches(tracer):
-        judge.add(batch, {index})
-    score = judge.finish(sent.numbers, sent.read, read=False)
+    score = judged(mechanism, network, sent, all_batches(tracer), read=False)
     assert capturing.lost() == lost
     assert (score.right, score.mixed, score.wrong) == (score.events, 0, [])
     assert len(sent.numbers) <= score.packets

@@ -15,6 +15,7 @@ from functools import wraps
 from pathlib import Path
 from typing import BinaryIO, ParamSpec
 
+from tests.matrix import cards
 from tests.matrix.errors import GuestDied, GuestStumbled, GuestTimeout, MissingProgram
 from tests.matrix.guest import build_initramfs
 from tests.matrix.kernels import Kernel
@@ -110,7 +111,11 @@ def run(
         initramfs = work / "initramfs"
         initramfs.write_bytes(
             build_initramfs(
-                kernel, command, directory=directory, environment=environment or {}, shares=shares
+                kernel,
+                command,
+                directory=directory,
+                environment={cards.GUEST: "1"} | dict(environment or {}),
+                shares=shares,
             )
         )
         console = work / "console"
@@ -125,10 +130,11 @@ def run(
                 "-object",
                 f"memory-backend-memfd,id=memory,size={memory},share=on",
             ),
-            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-net", "none"),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-kernel", str(kernel.image), "-initrd", str(initramfs), "-serial", f"file:{console}"),
             *("-append", f"{_KERNEL_ARGUMENTS} {loudness}", "-device", "virtio-serial-pci"),
         ]
+        qemu += cards.arguments()
         if count_instructions:
             qemu += ["-icount", "shift=0,sleep=off"]
         exported = {"root": Path("/"), "modules": kernel.modules.resolve()} | shares

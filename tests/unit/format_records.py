@@ -25,7 +25,7 @@ def context(**names: Any) -> Context:
         interface_names=FixedNames(
             names.get("interfaces", {(11, 3): "c0"}), names.get("namespaces", {11: "client"})
         ),
-        drop_reasons=DropReasons({6: "NETFILTER_DROP"}),
+        drop_reasons=DropReasons({2: "NOT_SPECIFIED", 6: "NETFILTER_DROP"}),
         symbols=NoSymbols(),  # type: ignore[arg-type]
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 from packet_tracer.events import Context, EventBatch, EventFlags, Hook, ProbeId
 from packet_tracer.events.names import MAPPED_PREFIX
 from packet_tracer.events.records import encode
-from packet_tracer.formats.journeys import JourneyText, duration_text
+from packet_tracer.formats.journeys import JourneyText, duration_text, end_text
 from packet_tracer.journey import EndKind, Journey, Journeys
 from tests.unit.format_records import SYN, context
 
@@ -189,6 +189,22 @@ def test_who_read_it_is_who_copied_it_out() -> None:
 def test_what_a_driver_took_was_sent_freed_or_not() -> None:
     assert only(seen(1, QUEUED), seen(2, SENT)).end.kind is EndKind.SENT
     assert only(seen(1, QUEUED), seen(2, SENT), seen(3, CONSUMED)).end.kind is EndKind.SENT
+
+
+def test_what_a_driver_frees_as_dropped_after_it_took_it_was_sent() -> None:
+    """vmxnet3 does so with all that it sends."""
+    outside = DROP_FLAGS | EventFlags.OUTSIDE_TRANSMIT
+    no_reason = DROP | {"drop_reason": 2}
+    sent = only(seen(1, QUEUED), seen(2, SENT), seen(3, DROPPED, flags=outside, **no_reason))
+    assert (sent.end.kind, sent.end.location) == (EndKind.SENT, "nf_hook_slow+0x42")
+    assert end_text(sent) == "SENT at c0; its driver frees what it sent as dropped, at nf_hook_slow+0x42"
+    for drop in (
+        seen(3, DROPPED, flags=DROP_FLAGS, **no_reason),  # in its transmit call
+        seen(3, DROPPED, flags=outside, **DROP),  # with a reason
+    ):
+        assert only(seen(1, QUEUED), seen(2, SENT), drop).end.kind is EndKind.DROPPED
+    received = only(seen(1, RECEIVED), seen(3, DROPPED, flags=outside, **no_reason))
+    assert received.end.kind is EndKind.DROPPED
 
 
 def test_what_has_no_end_lies_in_a_queue_or_was_not_seen_again() -> None:
