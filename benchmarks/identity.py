@@ -18,12 +18,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from packet_tracer.capture import Tracer
 from packet_tracer.errors import NotSupportedError
 from packet_tracer.lab import Lab
+from packet_tracer.probes.function_probes import BACKENDS, Backend
 from packet_tracer.probes.objects import CaptureObjects
 from tests.labelled import Score
 from tests.matrix.cards import plugged
@@ -43,11 +44,12 @@ _LINE = "{:44} {:>8} {:>8} {:>6} {:>6} {:>8} {:>9} {:>10}"
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How packets are traced: a profile, and whether it makes identity exact."""
+    """How packets are traced: a profile, whether it makes identity exact, what functions are traced by."""
 
     name: str
     profile: str
     exact: bool
+    backend: Backend | None = None
 
 
 LEVELS = (Level("exact", "path", True), Level("best", "tracepoints", False))
@@ -102,6 +104,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--count", type=int, default=50, help="packets of each of two senders (50)")
     parser.add_argument("--level", choices=[level.name for level in LEVELS], help="only this one")
     parser.add_argument("--only", action="append", default=[], help="a part of mechanisms' names; repeatable")
+    parser.add_argument("--backend", choices=BACKENDS, help="of the exact level's functions")
     parser.add_argument("-v", "--verbose", action="store_true", help="show some of what is wrong")
     options = parser.parse_args(words)
     if not (options.native or options.guest):
@@ -123,7 +126,11 @@ def main(words: list[str]) -> int:
         for each in (*MECHANISMS, PRESSURE)
         if not options.only or any(part in each.name for part in options.only)
     ]
-    levels = [level for level in LEVELS if options.level in (None, level.name)]
+    levels = [
+        replace(level, backend=options.backend if level.exact else None)
+        for level in LEVELS
+        if options.level in (None, level.name)
+    ]
     return int(sum(measure_level(level, chosen, options) for level in levels) > 0)
 
 
@@ -168,6 +175,7 @@ def measure(
         interface=xdp or None,
         probes=["xdp"] if xdp else (),
         functions=called(mechanisms) if level.exact else (),
+        backend=level.backend,
         profile=level.profile,
         snaplen=_SNAPLEN,
         ring_bytes=512 << 20,

@@ -3,7 +3,8 @@
  * The functions that make a packet's identity exact, by one program and one link on all of them, entry and return (a kprobe
  * session, 535a3692ba72, v6.10). A link is detached in a tenth of a second, as a trampoline is, and there would be thirty.
  * The functions that free buffers are not among them: a kprobe's program is left out where it interrupts another's on the same
- * CPU, and what was not seen to end would be taken for the next packet in its place.
+ * CPU, and what was not seen to end would be taken for the next packet in its place. Nor is the one that copies, which generic
+ * XDP does to all that a network card's interrupt brings.
  */
 #define READ_DIRECT 0
 #include "identity.bpf.h"
@@ -15,7 +16,6 @@ char LICENSE[] SEC("license") = "GPL";
 /* The functions, by name; their numbers are the cookies they are attached with. */
 enum session_function {
 	SESSION_pskb_expand_head = 1,
-	SESSION_skb_copy_header,
 	SESSION_skb_copy,
 	SESSION___pskb_copy_fclone,
 	SESSION_skb_copy_expand,
@@ -127,9 +127,6 @@ static __noinline int at_entry(struct pt_regs *ctx, enum session_function functi
 	case SESSION_tcp_fragment:
 		*session = (__u64)third;
 		return (__u32)PT_REGS_PARM2(ctx) == TCP_FRAG_IN_RTX_QUEUE ? SEE_RETURN : SKIP_RETURN;
-	case SESSION_skb_copy_header:
-		copy_header(first, second);
-		return SKIP_RETURN;
 	case SESSION_ip_fraglist_init:
 	case SESSION_ip6_fraglist_init:
 	case SESSION_skb_segment_list:

@@ -358,6 +358,11 @@ class Tracer:
         return tuple(self._session.notes) if self._session is not None else ()
 
     @property
+    def backend(self) -> Backend | None:
+        """What functions are traced by; None without functions, and before the start and after the end."""
+        return self._session.backend if self._session is not None else None
+
+    @property
     def exact_identity(self) -> bool:
         """Whether packet ids are exact; else they are by best effort (docs/identity.md)."""
         return self._session is not None and self._session.exact_identity

@@ -290,7 +290,7 @@ class Judge:
         if not begun or journey.resumed or journey.forgotten:
             return False
         kind = journey.end.kind
-        if self._leaves:
+        if self._leaves and delivered:
             return kind is EndKind.SENT or (kind is EndKind.CONSUMED and bool(journey.children))
         if not delivered:
             return kind is EndKind.DROPPED or bool(journey.children)

@@ -180,19 +180,19 @@ def judged(
     At a wire's two ends a packet is two, and each end has a judge of its own.
     """
     client, server = network.client.netns.inode, network.server.netns.inode
-    judges = [Judge(client, copied=mechanism.copied, ports=sent.ports)]
+    judges = [(Judge(client, copied=mechanism.copied, ports=sent.ports), sent.numbers)]
     if mechanism.wire:
         judges = [
-            Judge(client, within=client, leaves=True, ports=sent.ports),
-            Judge(server, within=server, arrives=True, ports=sent.ports),
+            (Judge(client, within=client, leaves=True, ports=sent.ports), sent.numbers),
+            (Judge(server, within=server, arrives=True, ports=sent.ports), sent.read),
         ]
     upper = {number >> 24 for number in sent.numbers}
     for batch in batches:
-        for judge in judges:
+        for judge, _ in judges:
             judge.add(batch, upper)
     score = Score()
-    for judge in judges:
-        score.add(judge.finish(sent.numbers, sent.read, read=read))
+    for judge, expected in judges:
+        score.add(judge.finish(expected, sent.read, read=read))
     return score
 
 

@@ -21,6 +21,10 @@ _STATISTICS = re.compile(r"processed \d+ insns|verification time|stack depth|max
 _DUMP = re.compile(r"R\d+|;|\d+: |from \d+ to|last_idx|regs=|parent|-- ")
 
 
+#: Behind the reason Linux 7.3 explains it at length.
+_EXPLANATION = "Verification failed:"
+
+
 def describe(number: int) -> str:
     """Return an errno in words; libbpf's own numbers (from 4000 on) included."""
     if number >= 4000:
@@ -153,7 +157,8 @@ def verifier_reason(log: str) -> str:
     lines = [line for line in lines if line and not _STATISTICS.match(line)]
     if not lines:
         return ""
-    reasons = [line for line in lines if not _DUMP.match(line)]
-    last = (reasons or lines)[-1]
+    end = next((at for at, line in enumerate(lines) if at and line.startswith(_EXPLANATION)), len(lines))
+    reasons = [line for line in lines[:end] if not _DUMP.match(line)]
+    last = (reasons or lines[:end])[-1]
     more = len(lines) - 1
     return f"{last} ({more} more lines in the log)" if more > 0 else last

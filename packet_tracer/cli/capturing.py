@@ -22,6 +22,7 @@ from packet_tracer.terminal import StatusLine
 
 if TYPE_CHECKING:
     from packet_tracer.capture import Tracer
+    from packet_tracer.probes.function_probes import Backend
 
 #: How often the status line is written, and how often a reader's going is looked for, in seconds.
 _STATUS_INTERVAL = 0.25
@@ -63,6 +64,7 @@ class Capture:
         self._shown_at = 0.0
         self._shown_events = 0
         self._exact = False
+        self._backend: Backend | None = None
         self.totals = Totals()
 
     def run(self) -> None:
@@ -71,6 +73,7 @@ class Capture:
             try:
                 with privileges_explained(), self._tracer:
                     self._exact = self._tracer.exact_identity
+                    self._backend = self._tracer.backend
                     self._announce()
                     for output in self._outputs:
                         output.begin(self._tracer, self._snaplen)
@@ -171,7 +174,7 @@ class Capture:
         for output in self._outputs:
             output.end(self.totals, stats)
         missed = self._tracer.missed()
-        loss = loss_text(stats, self._ring_bytes, missed)
+        loss = loss_text(stats, self._ring_bytes, missed, self._backend)
         if not self._quiet:
             known = "exactly" if self._exact else "by best effort"
             text = f"{self.totals.text()}{'' if loss else ', none lost'}; packets told apart {known}"

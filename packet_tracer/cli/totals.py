@@ -13,6 +13,7 @@ from packet_tracer.formats.frame import totals
 
 if TYPE_CHECKING:
     from packet_tracer.events import EventBatch
+    from packet_tracer.probes.function_probes import Backend
     from packet_tracer.probes.setup import Counters
 
 #: Packets that are told apart at once; beyond it the oldest are taken to be gone.
@@ -102,10 +103,12 @@ def lost_by_probe(stats: Mapping[str, Counters]) -> dict[str, int]:
     return {name: counters.lost_ring for name, counters in stats.items() if counters.lost_ring}
 
 
-def loss_text(stats: Mapping[str, Counters], ring_bytes: int, missed: int) -> str:
+def loss_text(
+    stats: Mapping[str, Counters], ring_bytes: int, missed: int, backend: Backend | None = None
+) -> str:
     """Return what was lost, of which probes, and what to do about it; "" if nothing was.
 
-    ``missed`` is the tracer's.
+    ``missed`` and ``backend`` are the tracer's.
     """
     lost = lost_by_probe(stats)
     parts = []
@@ -120,7 +123,12 @@ def loss_text(stats: Mapping[str, Counters], ring_bytes: int, missed: int) -> st
     if stacks:
         parts.append(f"LOST {counted(stacks, 'kernel stack')}")
     if missed:
-        parts.append(f"MISSED {counted(missed, 'packet')} of the host, met while the same probe was running")
+        text = f"MISSED {counted(missed, 'packet')} of the host, met while a probe was running on that CPU"
+        # A kprobe's program is left out where any other's runs, a trampoline's only where its own does.
+        fewer = (
+            "; --backend fentry misses fewer, and ends later" if backend in ("kprobe-multi", "kprobe") else ""
+        )
+        parts.append(text + fewer)
     return "; ".join(parts)
 
 

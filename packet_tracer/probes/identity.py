@@ -2,8 +2,8 @@
 
 They emit no events; what they do to the table of packets is told in bpf_src/identity.bpf.h. Where the kernel
 has kprobe sessions (Linux 6.10) one program and one link serve most of the functions: a preemptible kernel
-takes 0.1 s to detach a trampoline, and there would be thirty. Older kernels need them, and so do the
-functions that free buffers.
+takes 0.1 s to detach a trampoline, and there would be thirty. Older kernels need them, and so does what must
+not be missed: a kprobe's program is left out where it interrupts another one on its CPU.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _GIVEN_AWAY = ("kfree_skb_partial", "napi_skb_free_stolen_head")
 _GROWN = ("pskb_expand_head_before", "pskb_expand_head_after")
 #: Where an xdp_frame becomes an skb: as on most kernels, and as on older ones.
 _FRAME_TO_SKB = ("build_skb_from_frame", "build_skb")
+#: Where they are copied, whole or in part.
+_COPIED = "skb_copy_header"
 _REFINEMENTS = (
-    "skb_copy_header",
     "skb_copy",
     "pskb_copy",
     "skb_copy_expand",
@@ -53,7 +54,6 @@ _REFINEMENTS = (
 #: registers, so whether the kernel's function takes these has to be asked for.
 SESSION_FUNCTIONS: dict[str, dict[int, str]] = {
     "pskb_expand_head": {0: "sk_buff"},
-    "skb_copy_header": {0: "sk_buff", 1: "sk_buff"},
     "skb_copy": {0: "sk_buff"},
     "__pskb_copy_fclone": {0: "sk_buff"},
     "skb_copy_expand": {0: "sk_buff"},
@@ -91,7 +91,7 @@ class IdentityWatch:
 
     def attach(self) -> bool:
         """Attach to what this kernel has of the functions; return whether identity is exact then."""
-        if not self._watch_ends():
+        if not self._watch_always():
             return False
         if self._watch_by_session():
             self.means = "a kprobe session"
@@ -99,10 +99,12 @@ class IdentityWatch:
             self.means = "trampolines"
         return bool(self.means)
 
-    def _watch_ends(self) -> bool:
-        """Attach to the functions after which a buffer is another packet's."""
+    def _watch_always(self) -> bool:
+        """Attach trampolines to what must not be missed: where a buffer comes to be another packet's, and
+        where generic XDP copies all that an interrupt brings.
+        """
         try:
-            prepared = self._objects.prepare(IDENTITY, (*_ENDS, *_BIRTHS, *_GIVEN_AWAY), UNKNOWN)
+            prepared = self._objects.prepare(IDENTITY, (*_ENDS, *_BIRTHS, *_GIVEN_AWAY, _COPIED), UNKNOWN)
         except BpfError:
             return False
         final, each = _ENDS
@@ -113,6 +115,7 @@ class IdentityWatch:
                 self._watch(prepared[name])
         given_away, stolen = _GIVEN_AWAY
         self._watch(prepared[stolen])
+        self._watch(prepared[_COPIED])
         return self._watch(prepared[given_away])
 
     def _watch_by_trampolines(self) -> bool:

@@ -26,6 +26,7 @@ from packet_tracer.events._layout import COUNTERS_FIELDS, COUNTERS_FORMAT, SNAPL
 from packet_tracer.filter.patch import load_filtered
 from packet_tracer.probes.catalogue import PROBES, Probe
 from packet_tracer.probes.function_backends import FunctionAttacher
+from packet_tracer.probes.function_probes import Backend
 from packet_tracer.probes.identity import IdentityWatch
 from packet_tracer.probes.memory import UNKNOWN, page_mapping
 from packet_tracer.probes.objects import CaptureObjects
@@ -77,6 +78,11 @@ class ProbeSession:
     def exact_identity(self) -> bool:
         """Whether a packet's id is exact; else it is by best effort, see docs/identity.md."""
         return self._objects.exact_identity
+
+    @property
+    def backend(self) -> Backend | None:
+        """What functions are traced by, None without functions."""
+        return self._functions.backend
 
     @property
     def skipped(self) -> dict[str, str]:

@@ -86,6 +86,13 @@ def test_libbpf_is_the_pinned_one() -> None:
         ),
         ("unreachable insn 5\n", "unreachable insn 5"),
         (
+            "7: (79) r0 = *(u64 *)(r0 +0)\nR0 invalid mem access 'map_value_or_null'\n\nVerification failed: "
+            "Register Type Safety\n\nReason:\n  R0 may be NULL here\n\nSuggestion:\n  Add a NULL check.\n\n"
+            "processed 7 insns\n",
+            "R0 invalid mem access 'map_value_or_null' (6 more lines in the log)",
+        ),
+        ("Verification failed: and nothing before it\n", "Verification failed: and nothing before it"),
+        (
             "invalid func unknown#195896080\n",
             "it needs a field or type that this kernel does not have (CO-RE)",
         ),

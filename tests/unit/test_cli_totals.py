@@ -55,7 +55,10 @@ def test_loss_is_told_by_probe() -> None:
     text = totals.loss_text(stats, 16 << 20, 0)
     assert text.startswith("LOST 1,201 events, the rings were full: a 1,200 of 1,500, b 1 of 2; ")
     assert text.endswith("--ring-size 64M")
-    assert "MISSED 3 packets" in totals.loss_text({"a": Counters(missed=1)}, 1 << 16, 3)
+    missed = totals.loss_text({"a": Counters(missed=1)}, 1 << 16, 3)
+    assert missed == "MISSED 3 packets of the host, met while a probe was running on that CPU"
+    for backend, advised in (("kprobe-multi", True), ("kprobe", True), ("fentry", False)):
+        assert ("--backend fentry" in totals.loss_text({}, 1 << 16, 3, backend)) == advised
     assert "LOST 1 kernel stack" in totals.loss_text({"a": Counters(lost_stack=1)}, 1 << 16, 0)
     assert totals.loss_text({"a": Counters(seen=5, kept=5)}, 1 << 16, 0) == ""
 
