@@ -2,7 +2,7 @@
 
 What a router with a few hundred connections shows: TCP segments and acknowledgements, DNS exchanges,
 pings, ARP, fragments, some drops. Times, identifiers and sequence numbers differ in every record, as they
-do in life.
+do in life. There can be any number of flows; in a flood each packet has a source, ports and a TTL of its own.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def _address(text: str) -> bytes:
     return address.packed if address.version == 6 else MAPPED_PREFIX + address.packed
 
 
-def _flow(generator: random.Random) -> dict[str, Any]:
+def _flow(generator: random.Random, hosts: int) -> dict[str, Any]:
     kind = generator.choices(["tcp", "udp", "icmp", "fragment", "arp"], [60, 25, 8, 4, 3])[0]
     six = generator.random() < 0.3 and kind != "arp"
-    host = generator.randrange(1, 200)
-    client = f"2001:db8:1::{host:x}" if six else f"192.0.2.{host}"
+    host = generator.randrange(1, hosts)
+    client = str(ip_address("2001:db8:1::" if six else "10.0.0.0") + host)
     server = "2001:db8:2::2" if six else "198.51.100.2"
     members: dict[str, Any] = {
         "source": _address(client),
@@ -83,16 +83,25 @@ def _flow(generator: random.Random) -> dict[str, Any]:
     return members
 
 
-def records(count: int, *, flows: int = 400, snaplen: int = 96, seed: int = 1) -> Iterator[bytes]:
-    """Yield ``count`` records, padded to eight bytes, of ``flows`` flows: the same ones with any seed."""
-    generator = random.Random(flows)
-    known = [_flow(generator) for _ in range(flows)]
+def _choose(generator: random.Random, known: list[dict[str, Any]]) -> dict[str, Any]:
+    if known:
+        return generator.choice(known)
+    return _flow(generator, 1 << 24) | {"ttl": generator.randrange(1, 256)}
+
+
+def records(count: int, *, flows: int | None = 400, snaplen: int = 96, seed: int = 1) -> Iterator[bytes]:
+    """Yield ``count`` records, padded to eight bytes, of ``flows`` flows: the same ones with any seed.
+
+    Each host has two flows on average. Without ``flows`` it is a flood.
+    """
+    generator = random.Random(flows or 0)
+    known = [_flow(generator, flows // 2) for _ in range(flows)] if flows else []
     names = (b"curl", b"nginx", b"ksoftirqd/1", b"dnsmasq")
     tasks = [(generator.randrange(300, 30000), name) for name in names]
     generator = random.Random(seed)
     timestamp, packet, made = 10**12, 10**15, 0
     while made < count:
-        flow, packet = generator.choice(known), packet + generator.randrange(1, 1000)
+        flow, packet = _choose(generator, known), packet + generator.randrange(1, 1000)
         length = generator.choice([66, 78, 98, 590, 1514])
         changing = {
             "packet_id": packet,
