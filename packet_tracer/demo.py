@@ -132,7 +132,7 @@ def _report(began: list[tuple[int, Scene]], events: list[Event], *, color: bool)
 def _trail_lines(trail: Trail, *, color: bool) -> Iterator[str]:
     """Yield a packet's headline, then a line for each stay at an interface."""
     first = trail.events[0]
-    yield f"packet {trail.number}: {packet_text(first.record, first.context)}"
+    yield f"packet {trail.number}: {packet_text(first.record)}"
     for place, stay in groupby(trail.events, _place):
         events = list(stay)
         elapsed = (events[0].monotonic_ns - first.monotonic_ns) / 1000

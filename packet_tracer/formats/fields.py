@@ -4,9 +4,12 @@ A record's members fall into four groups by how often they change, because forma
 looking up what was formatted before:
 
 - *place*: where it happened and who ran. Few combinations in any capture, so its text is cached.
-- *flow*: whose packet it is. One combination for each flow, direction and kind of segment; cached too.
+- *kind*: which protocols and flags the packet has. Few combinations too, each with a template that is cached.
 - *outcome*: what became of it. Cached.
-- *moment*: what is different each time. It is written by a ``%`` template that the flow decides on.
+- *moment*: what is different each time. It is written by the ``%`` template of the kind.
+
+Addresses and ports belong to the moment, though all packets of a flow share them: a capture can see millions
+of flows, and a text of each would have to be made, kept and found again.
 
 A value is None where it is not known, and then JSON says null: a key is never left out, and zero means zero.
 """
@@ -45,25 +48,18 @@ class Place(NamedTuple):
     checksum: int
 
 
-class Flow(NamedTuple):
-    """Members that say whose packet it is."""
+class Kind(NamedTuple):
+    """Members that say which protocols and flags the packet has."""
 
     hook: int
     flags: int
     protocol: int
     l4_protocol: int
-    tos: int
     arp_operation: int
-    source_port: int
-    destination_port: int
-    vlan_tci: int
     tcp_flags: int
-    ttl: int
-    source: bytes
-    destination: bytes
-    fragment_offset: int
     icmp_type: int
     icmp_code: int
+    ipv6: bool  # of the addresses; no member of the record
 
     def has(self, flag: int) -> bool:
         """Whether what the flag stands for is known."""
@@ -88,6 +84,13 @@ class Moment(NamedTuple):
     skb_address: int
     packet_length: int
     captured_length: int
+    tos: int
+    source_port: int
+    destination_port: int
+    vlan_tci: int
+    ttl: int
+    source: bytes
+    destination: bytes
     parent_id: int
     head_address: int
     return_value: int
@@ -98,6 +101,7 @@ class Moment(NamedTuple):
     ip_id: int
     stack_id: int
     data_length: int
+    fragment_offset: int
     icmp_id: int
     icmp_sequence: int
     gso_size: int
@@ -105,12 +109,12 @@ class Moment(NamedTuple):
 
 
 PLACE = Selection(*Place._fields)
-FLOW = Selection(*Flow._fields)
+KIND = Selection(*(name for name in Kind._fields if name != "ipv6"))
 OUTCOME = Selection(*Outcome._fields)
 MOMENT = Selection(*Moment._fields)
 
 PlaceValue = Callable[[Context, Place], Value]
-FlowValue = Callable[[Context, Flow], Value]
+KindValue = Callable[[Kind], Value]
 OutcomeValue = Callable[[Context, Outcome], Value]
 
 
@@ -118,7 +122,7 @@ class Field(NamedTuple):
     """One key: its JSON type, whether it may be null, what it means, and where its value comes from.
 
     Exactly one source is given. ``moment`` is a printf conversion of JSON; with ``known`` it is null for
-    flows of which that is false.
+    kinds of which that is false.
     """
 
     key: str
@@ -127,43 +131,39 @@ class Field(NamedTuple):
     nullable: bool = True
     constant: str | None = None
     place: PlaceValue | None = None
-    flow: FlowValue | None = None
+    kind: KindValue | None = None
     outcome: OutcomeValue | None = None
     moment: str | None = None
-    known: Callable[[Flow], bool] | None = None
+    known: Callable[[Kind], bool] | None = None
 
 
-def _has_skb(flow: Flow) -> bool:
-    return not flow.flags & bits.XDP
+def _has_skb(kind: Kind) -> bool:
+    return not kind.flags & bits.XDP
 
 
-def _returns(flow: Flow) -> bool:
-    return flow.hook in _RETURNS
+def _returns(kind: Kind) -> bool:
+    return kind.hook in _RETURNS
 
 
-def _is_tcp(flow: Flow) -> bool:
-    return flow.has(bits.TCP)
+def _is_echo(kind: Kind) -> bool:
+    return kind.has(bits.ICMP) and names.is_echo(kind.l4_protocol, kind.icmp_type)
 
 
-def _is_echo(flow: Flow) -> bool:
-    return flow.has(bits.ICMP) and names.is_echo(flow.l4_protocol, flow.icmp_type)
-
-
-def _has_ip_id(flow: Flow) -> bool:
+def _has_ip_id(kind: Kind) -> bool:
     """IPv6 has an identification in fragments only."""
-    return flow.has(bits.IP) and (flow.has(bits.FRAGMENT) or flow.source.startswith(names.MAPPED_PREFIX))
+    return kind.has(bits.IP) and (kind.has(bits.FRAGMENT) or not kind.ipv6)
 
 
 def _if_skb(value: Callable[[Place], Value]) -> PlaceValue:
     return lambda context, place: None if place.packet_type == NO_SKB else value(place)
 
 
-def _if(flag: int, value: Callable[[Flow], Value]) -> FlowValue:
-    return lambda context, flow: value(flow) if flow.flags & flag else None
+def _if(flag: int, value: Callable[[Kind], Value]) -> KindValue:
+    return lambda kind: value(kind) if kind.flags & flag else None
 
 
-def _has(flag: int) -> FlowValue:
-    return lambda context, flow: flow.has(flag)
+def _has(flag: int) -> Callable[[Kind], bool]:
+    return lambda kind: kind.has(flag)
 
 
 def _drop_reason(context: Context, outcome: Outcome) -> str | None:
@@ -261,94 +261,98 @@ FIELDS: tuple[Field, ...] = (
     Field("parent_id", _INT, "the packet it was made from: a segment's, a fragment's", moment="%s"),
     Field("skb", _STR, "address of the sk_buff, at XDP of the xdp_buff", False, moment='"0x%x"'),
     Field("head", _STR, "address of its data (skb->head)", False, moment='"0x%x"'),
-    Field("hash", _INT, "flow hash (skb->hash); null at XDP", moment="%d", known=_has_skb),
+    Field("hash", _INT, "flow hash (skb->hash); null at XDP", moment="%s", known=_has_skb),
     Field("length", _INT, "bytes of the whole packet there (skb->len)", False, moment="%d"),
     Field(
-        "nonlinear_length", _INT, "those in pages (skb->data_len); null at XDP", moment="%d", known=_has_skb
+        "nonlinear_length", _INT, "those in pages (skb->data_len); null at XDP", moment="%s", known=_has_skb
     ),
     Field(
-        "gso_size", _INT, "bytes a segment will have; 0: not GSO; null at XDP", moment="%d", known=_has_skb
+        "gso_size", _INT, "bytes a segment will have; 0: not GSO; null at XDP", moment="%s", known=_has_skb
     ),
-    Field("gso_segments", _INT, "how many segments it stands for; null at XDP", moment="%d", known=_has_skb),
-    Field("protocol", _INT, "EtherType", flow=lambda c, f: f.protocol or None),
-    Field("protocol_name", _STR, "its name", flow=lambda c, f: names.ETHER_TYPES.get(f.protocol)),
-    Field("vlan", _INT, "VLAN id of the outer tag", flow=_if(bits.VLAN, lambda f: f.vlan_tci & 0xFFF)),
-    Field("vlan_priority", _INT, "its priority", flow=_if(bits.VLAN, lambda f: f.vlan_tci >> 13)),
+    Field("gso_segments", _INT, "how many segments it stands for; null at XDP", moment="%s", known=_has_skb),
+    Field("protocol", _INT, "EtherType", kind=lambda k: k.protocol or None),
+    Field("protocol_name", _STR, "its name", kind=lambda k: names.ETHER_TYPES.get(k.protocol)),
+    Field("vlan", _INT, "VLAN id of the outer tag", moment="%s", known=_has(bits.VLAN)),
+    Field("vlan_priority", _INT, "its priority", moment="%s", known=_has(bits.VLAN)),
     Field(
         "source",
         _STR,
         "source address; of ARP, the sender's protocol address",
-        flow=_if(_ADDRESSES, lambda f: names.address_text(f.source)),
+        moment='"%s"',
+        known=_has(_ADDRESSES),
     ),
     Field(
         "destination",
         _STR,
         "destination address; of ARP, the target's protocol address",
-        flow=_if(_ADDRESSES, lambda f: names.address_text(f.destination)),
+        moment='"%s"',
+        known=_has(_ADDRESSES),
     ),
-    Field("source_port", _INT, "null in later fragments", flow=_if(bits.PORTS, lambda f: f.source_port)),
+    Field("source_port", _INT, "null in later fragments", moment="%s", known=_has(bits.PORTS)),
     Field(
         "destination_port",
         _INT,
         "null in later fragments",
-        flow=_if(bits.PORTS, lambda f: f.destination_port),
+        moment="%s",
+        known=_has(bits.PORTS),
     ),
     Field(
         "l4_protocol",
         _INT,
         "IP protocol, behind all extension headers",
-        flow=_if(bits.IP, lambda f: f.l4_protocol),
+        kind=_if(bits.IP, lambda k: k.l4_protocol),
     ),
     Field(
         "l4_protocol_name",
         _STR,
         "its name",
-        flow=_if(bits.IP, lambda f: names.IP_PROTOCOLS.get(f.l4_protocol)),
+        kind=_if(bits.IP, lambda k: names.IP_PROTOCOLS.get(k.l4_protocol)),
     ),
-    Field("ttl", _INT, "TTL or hop limit", flow=_if(bits.IP, lambda f: f.ttl)),
-    Field("tos", _INT, "DSCP and ECN; IPv6 traffic class", flow=_if(bits.IP, lambda f: f.tos)),
-    Field("ip_id", _INT, "identification; in IPv6 of fragments only", moment="%d", known=_has_ip_id),
-    Field("fragment", _BOOL, "whether it is a fragment of an IP packet", False, flow=_has(bits.FRAGMENT)),
+    Field("ttl", _INT, "TTL or hop limit", moment="%s", known=_has(bits.IP)),
+    Field("tos", _INT, "DSCP and ECN; IPv6 traffic class", moment="%s", known=_has(bits.IP)),
+    Field("ip_id", _INT, "identification; in IPv6 of fragments only", moment="%s", known=_has_ip_id),
+    Field("fragment", _BOOL, "whether it is a fragment of an IP packet", False, kind=_has(bits.FRAGMENT)),
     Field(
         "fragment_offset",
         _INT,
         "its offset in bytes; null if it is none",
-        flow=_if(bits.FRAGMENT, lambda f: f.fragment_offset),
+        moment="%s",
+        known=_has(bits.FRAGMENT),
     ),
-    Field("tcp_flags", _INT, "bits from FIN (1) to CWR (128)", flow=_if(bits.TCP, lambda f: f.tcp_flags)),
+    Field("tcp_flags", _INT, "bits from FIN (1) to CWR (128)", kind=_if(bits.TCP, lambda k: k.tcp_flags)),
     Field(
         "tcp_flags_text",
         _STR,
         "as tcpdump writes them: `S.`",
-        flow=_if(bits.TCP, lambda f: names.tcp_flags_text(f.tcp_flags)),
+        kind=_if(bits.TCP, lambda k: names.tcp_flags_text(k.tcp_flags)),
     ),
-    Field("tcp_sequence", _INT, "sequence number", moment="%d", known=_is_tcp),
-    Field("tcp_acknowledgement", _INT, "acknowledgement number", moment="%d", known=_is_tcp),
-    Field("icmp_type", _INT, "of ICMP or ICMPv6", flow=_if(bits.ICMP, lambda f: f.icmp_type)),
-    Field("icmp_code", _INT, "of ICMP or ICMPv6", flow=_if(bits.ICMP, lambda f: f.icmp_code)),
-    Field("icmp_id", _INT, "identifier of an echo", moment="%d", known=_is_echo),
-    Field("icmp_sequence", _INT, "sequence number of an echo", moment="%d", known=_is_echo),
+    Field("tcp_sequence", _INT, "sequence number", moment="%s", known=_has(bits.TCP)),
+    Field("tcp_acknowledgement", _INT, "acknowledgement number", moment="%s", known=_has(bits.TCP)),
+    Field("icmp_type", _INT, "of ICMP or ICMPv6", kind=_if(bits.ICMP, lambda k: k.icmp_type)),
+    Field("icmp_code", _INT, "of ICMP or ICMPv6", kind=_if(bits.ICMP, lambda k: k.icmp_code)),
+    Field("icmp_id", _INT, "identifier of an echo", moment="%s", known=_is_echo),
+    Field("icmp_sequence", _INT, "sequence number of an echo", moment="%s", known=_is_echo),
     Field(
         "arp_operation",
         _INT,
         "1: request, 2: reply",
-        flow=_if(bits.ARP, lambda f: f.arp_operation),
+        kind=_if(bits.ARP, lambda k: k.arp_operation),
     ),
-    Field("encapsulated", _BOOL, "skb->encapsulation", False, flow=_has(bits.ENCAPSULATED)),
-    Field("first_sight", _BOOL, "the first event of this packet id", False, flow=_has(bits.FIRST_SIGHT)),
+    Field("encapsulated", _BOOL, "skb->encapsulation", False, kind=_has(bits.ENCAPSULATED)),
+    Field("first_sight", _BOOL, "the first event of this packet id", False, kind=_has(bits.FIRST_SIGHT)),
     Field(
         "followed",
         _BOOL,
         "did not match the filter itself, but belongs to a packet that did",
         False,
-        flow=_has(bits.FOLLOWED),
+        kind=_has(bits.FOLLOWED),
     ),
     Field(
         "remembered",
         _BOOL,
         "the packet could not be read any more: what is said of it was remembered",
         False,
-        flow=_has(bits.NO_PACKET),
+        kind=_has(bits.NO_PACKET),
     ),
     Field(
         "drop_reason", _STR, "why it was dropped; null if it was not, or there is none", outcome=_drop_reason
@@ -356,11 +360,11 @@ FIELDS: tuple[Field, ...] = (
     Field("drop_location", _STR, "the code that dropped it", outcome=_drop_location),
     Field("verdict", _STR, "`XDP_PASS`, `TC_ACT_SHOT`, `NF_DROP`, `NETDEV_TX_OK`, ...", outcome=_verdict),
     Field(
-        "return_value", _INT, "what a traced function or BPF program returned", moment="%d", known=_returns
+        "return_value", _INT, "what a traced function or BPF program returned", moment="%s", known=_returns
     ),
-    Field("duration_ns", _INT, "time inside it, in nanoseconds", moment="%d", known=_returns),
+    Field("duration_ns", _INT, "time inside it, in nanoseconds", moment="%s", known=_returns),
     Field("stack_id", _INT, "id of the kernel stack", moment="%s"),
-    Field("link_header", _BOOL, "whether `data` starts with Ethernet", False, flow=_has(bits.LINK_HEADER)),
+    Field("link_header", _BOOL, "whether `data` starts with Ethernet", False, kind=_has(bits.LINK_HEADER)),
     Field("captured_length", _INT, "how many bytes of the packet were captured", False, moment="%d"),
     Field("data", _STR, "those bytes in hexadecimal; null unless asked for", moment="%s"),
 )
@@ -371,9 +375,9 @@ def place_values(context: Context, place: Place) -> dict[str, Value]:
     return {field.key: field.place(context, place) for field in FIELDS if field.place is not None}
 
 
-def flow_values(context: Context, flow: Flow) -> dict[str, Value]:
-    """Return key -> value of the fields that depend on the flow alone."""
-    return {field.key: field.flow(context, flow) for field in FIELDS if field.flow is not None}
+def kind_values(kind: Kind) -> dict[str, Value]:
+    """Return key -> value of the fields that depend on the kind alone."""
+    return {field.key: field.kind(kind) for field in FIELDS if field.kind is not None}
 
 
 def outcome_values(context: Context, outcome: Outcome) -> dict[str, Value]:
@@ -381,10 +385,10 @@ def outcome_values(context: Context, outcome: Outcome) -> dict[str, Value]:
     return {field.key: field.outcome(context, outcome) for field in FIELDS if field.outcome is not None}
 
 
-def known_moments(flow: Flow) -> set[str]:
-    """Return the keys of the moment that mean something for this flow."""
+def known_moments(kind: Kind) -> set[str]:
+    """Return the keys of the moment that mean something for this kind."""
     return {
         field.key
         for field in FIELDS
-        if field.moment is not None and (field.known is None or field.known(flow))
+        if field.moment is not None and (field.known is None or field.known(kind))
     }

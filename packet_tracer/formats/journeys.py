@@ -69,7 +69,7 @@ class JourneyText:
             parent = f"packet {journey.parent}" if journey.parent is not None else "a packet not seen"
             title += f" (part of {parent})" if journey.merged else f" (made from {parent})"
         stamp = f"{moment}.{first.timestamp_ns % 1_000_000_000:09d}"
-        headers = paint(packet_text(shown.record, journey.context), BOLD, color=self._color)
+        headers = paint(packet_text(shown.record), BOLD, color=self._color)
         return f"{paint(title, BOLD, color=self._color)}  {paint(stamp, DIM, color=self._color)}  {headers}"
 
     def _cells(self, hop: Hop) -> list[str]:

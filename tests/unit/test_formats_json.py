@@ -235,7 +235,7 @@ def test_schema_describes_every_key() -> None:
     assert list(described["properties"]) == [*described["required"], "stack"]
     assert all(one["description"] for one in described["properties"].values())
     for field in FIELDS:
-        sources = [field.constant, field.place, field.flow, field.outcome, field.moment]
+        sources = [field.constant, field.place, field.kind, field.outcome, field.moment]
         assert sum(source is not None for source in sources) == 1, field.key
 
 
