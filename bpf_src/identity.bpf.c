@@ -73,6 +73,17 @@ int BPF_PROG(napi_skb_free_stolen_head, struct sk_buff *skb)
 	return 0;
 }
 
+/* A driver has an skb for a packet that was at XDP before. Of functions that are traced only GRO's comes before this. */
+SEC("tp_btf/napi_gro_receive_entry")
+int BPF_PROG(napi_gro_receive_entry, struct sk_buff *skb)
+{
+	__u64 buffer = handed_over(skb->dev->ifindex), head = head_of(skb);
+
+	if (buffer && buffer != head && !find_tracked(head))
+		find_copied(buffer, head);
+	return 0;
+}
+
 /* The bytes move to another buffer. */
 
 SEC("fentry/pskb_expand_head")

@@ -91,6 +91,7 @@ int xdp_program_entry(void *ctx)
 
 	if (!view_buff(&view, xdp) || !buffer_passes(&view, &facts)) {
 		count_rejected(facts.probe_id);
+		hand_over_nothing();
 		return 0;
 	}
 	take_stack(ctx, &facts);

@@ -10,6 +10,7 @@
 #ifndef PTRACE_TRACKING_BPF_H
 #define PTRACE_TRACKING_BPF_H
 
+#include "handover.bpf.h"
 #include "maps.bpf.h"
 #include "packet.bpf.h"
 #include "protocols.bpf.h"
@@ -334,6 +335,17 @@ static __always_inline struct tracked *revive(__u64 head)
 	return find_tracked(head);
 }
 
+/* Returns the packet that a driver has copied from this buffer to another one, and puts it down anew; NULL if there is none. */
+static __always_inline struct tracked *find_copied(__u64 buffer, __u64 head)
+{
+	struct tracked *known = buffer ? find_tracked(buffer) : 0;
+
+	if (!known || bpf_map_update_elem(&packets, &head, known, BPF_ANY))
+		return 0;
+	bpf_map_delete_elem(&packets, &buffer);
+	return find_tracked(head);
+}
+
 /*
  * Gives the record its packet id: the one of the packet in this buffer, or a new one. Returns false for a record that is
  * here only because its buffer was known (PTRACE_EVENT_FOLLOWED), and turns out to be of another packet.
@@ -357,10 +369,14 @@ static __always_inline bool identify(struct ptrace_event *record)
 	}
 	if (!known)
 		known = find_moved(record, content);
+	if (!known && config_gro_probe && record->probe_id == config_gro_probe)
+		known = find_copied(handed_over(record->ifindex), head);
 	if (known)
 		take_identity(record, known, content);
 	else
 		give_birth(record, content);
+	if (before_skb(record))
+		hand_over(record);
 	return true;
 }
 

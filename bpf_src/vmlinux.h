@@ -193,8 +193,19 @@ struct netdev_queue {
 	int xmit_lock_owner;
 };
 
+struct xdp_rxq_info {
+	struct net_device *dev;
+	u32 queue_index;
+};
+
+struct netdev_rx_queue {
+	struct xdp_rxq_info xdp_rxq;
+};
+
 struct net_device {
 	struct netdev_queue *_tx;
+	struct netdev_rx_queue *_rx;
+	unsigned int num_rx_queues;
 	unsigned int flags;
 	unsigned int mtu;
 	unsigned short type;
@@ -309,11 +320,6 @@ struct sk_buff {
 /* Until 354259fa73e2 ("net: remove skb->vlan_present", v6.2). */
 struct sk_buff___vlan_present {
 	__u8 vlan_present : 1;
-};
-
-struct xdp_rxq_info {
-	struct net_device *dev;
-	u32 queue_index;
 };
 
 struct xdp_buff {

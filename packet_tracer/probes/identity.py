@@ -23,6 +23,8 @@ _BIRTHS = ("alloc_skb", "netdev_alloc_skb", "napi_alloc_skb")
 #: Where they are given away; without the first, and without knowing how they grow, identity is not exact.
 _GIVEN_AWAY = ("kfree_skb_partial", "napi_skb_free_stolen_head")
 _GROWN = ("pskb_expand_head_before", "pskb_expand_head_after")
+#: Where an skb comes from a driver with XDP.
+_BEHIND_XDP = "napi_gro_receive_entry"
 #: Where an xdp_frame becomes an skb: as on most kernels, and as on older ones.
 _FRAME_TO_SKB = ("build_skb_from_frame", "build_skb")
 #: Where they are copied, whole or in part.
@@ -98,6 +100,10 @@ class IdentityWatch:
         elif self._watch_by_trampolines():
             self.means = "trampolines"
         return bool(self.means)
+
+    def attach_behind_xdp(self) -> None:
+        """Attach to where drivers give on the skb of a packet that was at XDP: bpf_src/handover.bpf.h."""
+        self._watch(self._objects.prepare(IDENTITY, [_BEHIND_XDP], UNKNOWN)[_BEHIND_XDP])
 
     def _watch_always(self) -> bool:
         """Attach trampolines to what must not be missed: where a buffer comes to be another packet's, and

@@ -26,6 +26,7 @@ _SHARED_MAPS = (
     "any_packets",
     "released",
     "tracking",
+    "handovers",
     "stacks",
     "addresses4",
     "addresses6",
@@ -96,6 +97,9 @@ class CaptureObjects:
             config_stacks=int(setup.stacks),
             config_follow=int(setup.follow),
             config_exact_identity=int(self.exact_identity),
+            config_gro_probe=next(
+                (each.probe_id for each in setup.functions if each.function.name in _TO_GRO), 0
+            ),
             **filters,
             filter_first=int(_decides_first(filters)),
         )
@@ -136,6 +140,10 @@ class CaptureObjects:
             # A CPU that comes online during the capture shares another's ring.
             chosen = by_cpu.get(cpu, self.rings[cpu % len(self.rings)])
             self.maps["rings"].raw.update(struct.pack("=I", cpu), struct.pack("=I", chosen.fd))
+
+
+#: What drivers give an skb to, until Linux 6.13 and since.
+_TO_GRO = ("napi_gro_receive", "gro_receive_skb")
 
 
 def _decides_first(filters: Mapping[str, int | bytes]) -> bool:

@@ -91,10 +91,12 @@ class ProbeSession:
 
     def __enter__(self) -> ProbeSession:
         try:
+            watch = IdentityWatch(self._objects, self._stack)
             if self.setup.functions or self.setup.programs:
-                watch = IdentityWatch(self._objects, self._stack)
                 self._objects.exact_identity = watch.attach()
                 self.notes.append(f"identity: {watch.means or 'by best effort'}")
+            if self.setup.programs or any(probe.hook == Hook.XDP for probe in self.setup.probes):
+                watch.attach_behind_xdp()
             self._load()
             self._attach()
         except BaseException:

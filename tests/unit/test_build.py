@@ -46,6 +46,7 @@ PROGRAMS = {
         "fexit/__napi_alloc_skb": {"napi_alloc_skb"},
         "fentry/kfree_skb_partial": {"kfree_skb_partial"},
         "fentry/napi_skb_free_stolen_head": {"napi_skb_free_stolen_head"},
+        "tp_btf/napi_gro_receive_entry": {"napi_gro_receive_entry"},
         "fentry/pskb_expand_head": {"pskb_expand_head_before"},
         "fexit/pskb_expand_head": {"pskb_expand_head_after"},
         "fentry/skb_copy_header": {"skb_copy_header"},
