@@ -34,7 +34,7 @@ static __always_inline struct handover *last_handover(void)
 	return bpf_map_lookup_elem(&handovers, &zero);
 }
 
-/* To be called where a packet at XDP is not traced. */
+/* To be called when another packet is at XDP, which may not be traced, or get no record. */
 static __always_inline void hand_over_nothing(void)
 {
 	struct handover *last = last_handover();

@@ -89,9 +89,9 @@ int xdp_program_entry(void *ctx)
 	struct xdp_buff *xdp = (struct xdp_buff *)CONTEXT_VALUE(ctx, 0);
 	struct buffer_view view = {};
 
+	hand_over_nothing();
 	if (!view_buff(&view, xdp) || !buffer_passes(&view, &facts)) {
 		count_rejected(facts.probe_id);
-		hand_over_nothing();
 		return 0;
 	}
 	take_stack(ctx, &facts);

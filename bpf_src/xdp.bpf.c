@@ -64,13 +64,6 @@ static __always_inline void emit_xdp(struct xdp_md *ctx, struct packet_view *vie
 		EMIT(room, ring, count, fill_xdp, ctx, view);
 }
 
-static __always_inline int reject(void)
-{
-	count_rejected(PTRACE_PROBE_XDP);
-	hand_over_nothing();
-	return XDP_PASS;
-}
-
 SEC("xdp.frags")
 int xdp(struct xdp_md *ctx)
 {
@@ -82,14 +75,18 @@ int xdp(struct xdp_md *ctx)
 	view.net = net_of(view.dev, 0);
 	view.netns_inode = net_inode(view.net);
 	view.ifindex = READ(view.dev, ifindex);
-	if (!passes_metadata(&view))
-		return reject();
+	hand_over_nothing();
+	if (!passes_metadata(&view)) {
+		count_rejected(PTRACE_PROBE_XDP);
+		return XDP_PASS;
+	}
 	view.head = (unsigned char *)data;
 	view.linear_end = READ_ADDRESS(buffer, data_end) - data;
 	view.length = packet_length(ctx, view.linear_end);
 	view.nonlinear = view.length - view.linear_end;
-	if (!filter_xdp(ctx, true))
-		return reject();
-	emit_xdp(ctx, &view);
+	if (filter_xdp(ctx, true))
+		emit_xdp(ctx, &view);
+	else
+		count_rejected(PTRACE_PROBE_XDP);
 	return XDP_PASS;
 }

@@ -19,8 +19,6 @@ _NETWORK_KINDS = frozenset({"xdp", "tcx", "clsact", "netfilter", "cgroup"})
 #: Lines of a verifier log that are no reasons: its closing statistics, register dumps, source lines.
 _STATISTICS = re.compile(r"processed \d+ insns|verification time|stack depth|max_states|mark_read")
 _DUMP = re.compile(r"R\d+|;|\d+: |from \d+ to|last_idx|regs=|parent|-- ")
-
-
 #: Behind the reason Linux 7.3 explains it at length.
 _EXPLANATION = "Verification failed:"
 
