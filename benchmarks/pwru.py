@@ -89,17 +89,16 @@ def guest(pwru: str) -> int:
     """Run in the virtual machine: the comparison itself."""
     from packet_tracer import lab
 
-    results = {}
     with lab.Lab() as network:
         client = network.client.name
         target = network.route.server_addresses[4]
         for name, (command, room) in tools(pwru).items():
-            results[name] = {
+            result = {
                 **of_itself([*command, NOTHING]),
                 **on_traffic(command, network),
                 **in_a_flood([*command, *room, EVERYTHING], client, target),
             }
-    print_table(results)
+            print_results(name, result)
     return 0
 
 
@@ -107,7 +106,6 @@ def guest_instructions(pwru: str) -> int:
     """Run where the clock counts instructions: what each tool adds to a round trip when nothing matches."""
     from packet_tracer import lab
 
-    results: dict[str, dict[str, float | int | str]] = {}
     with lab.Lab() as network:
         client = network.client.name
         target = network.route.server_addresses[4]
@@ -115,8 +113,7 @@ def guest_instructions(pwru: str) -> int:
         for name, (command, _) in tools(pwru).items():
             with running([*command, NOTHING]):
                 added = round_trip(client, target) - base
-            results[name] = {"round trip, added, thousands of instructions": 1000 * added}
-    print_table(results)
+            print_results(name, {"round trip, added, thousands of instructions": 1000 * added})
     return 0
 
 
@@ -262,26 +259,24 @@ def throughput(client: str, server: str, target: str) -> float:
     listen = [*within, server, "iperf3", "--server", "--one-off", "--port", str(PORT)]
     send = [*within, client, "iperf3", "--client", target, "--port", str(PORT), "--time", "2", "--json"]
     environment = os.environ | {"TMPDIR": str(OUTPUT.parent)}  # it maps a file there
-    with subprocess.Popen(listen, stdout=subprocess.DEVNULL, env=environment) as listener:
-        try:
-            for _ in range(50):
+    for _ in range(10):
+        with subprocess.Popen(listen, stdout=subprocess.DEVNULL, env=environment) as listener:
+            try:
+                time.sleep(0.5)  # until it listens
                 sent = subprocess.run(send, capture_output=True, text=True, check=False, env=environment)
-                if sent.returncode == 0:
-                    break
-                time.sleep(0.1)  # it does not listen yet
-            else:
-                sys.exit(f"iperf3 failed: {sent.stdout}{sent.stderr}")
-        finally:
-            listener.kill()  # it does not always end by itself
-    return float(json.loads(sent.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e6
+            finally:
+                listener.kill()  # it does not always end by itself
+        # Now and then it ends well and has measured nothing.
+        if sent.returncode == 0 and (received := json.loads(sent.stdout)["end"].get("sum_received")):
+            return float(received["bits_per_second"]) / 1e6
+    sys.exit(f"iperf3 failed: {sent.stdout}{sent.stderr}")
 
 
-def print_table(results: dict[str, dict[str, float | int | str]]) -> None:
-    """Print all results, a line each."""
-    for name, result in results.items():
-        for what, value in result.items():
-            shown = f"{value:.3f}" if isinstance(value, float) else value
-            print(f"{name:24} {what:34} {shown}")
+def print_results(name: str, result: dict[str, float | int | str]) -> None:
+    """Print what was measured of one tool, a line each."""
+    for what, value in result.items():
+        shown = f"{value:.3f}" if isinstance(value, float) else value
+        print(f"{name:24} {what:34} {shown}", flush=True)
 
 
 if __name__ == "__main__":

@@ -81,9 +81,11 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "dropped": ("kfree_skb", "kfree_skb_reason", "sk_skb_reason_drop"),
 }
 
-#: Seen through the tracepoint of their stage already: hooks that ``path`` does without. A driver is called
-#: right behind net_dev_start_xmit.
+#: Seen through a tracepoint already: hooks that ``path`` does without. net_dev_queue comes early in
+#: __dev_queue_xmit(), net_dev_start_xmit at once behind sch_direct_xmit(), and behind that the driver.
 _WITH_TRACEPOINT = {
+    "__dev_queue_xmit",
+    "sch_direct_xmit",
     "dev_hard_start_xmit",
     "veth_xmit",
     "loopback_xmit",
