@@ -21,7 +21,7 @@ from packet_tracer.lab import DROPPED_PORT, Lab, Node
 from packet_tracer.lab.commands import ip, run, set_offloads
 from packet_tracer.lab.topology import Version, mac
 from packet_tracer.netns import entered
-from tests.features import switched
+from tests.features import NoFeatureError, switched
 from tests.matrix import cards
 
 _SO_RCVBUFFORCE = 33
@@ -57,13 +57,17 @@ def routed(network: Lab, *, version: Version) -> Iterator[Flow]:
 
 @contextmanager
 def wired(network: Lab, *, version: Version, driver: str) -> Iterator[Flow]:
-    """From client to server over two network cards and what is between them: see ``matrix/cards.py``."""
+    """From client to server over two network cards and what is between them: see ``matrix/cards.py``.
+
+    The card that receives merges nothing, which would be no business of GRO.
+    """
     try:
         network.server.ifindex(driver)
     except PtraceError as error:
-        raise NotSupportedError(f"there are no cards that {driver} drives") from error
+        raise NoFeatureError(f"there are no cards that {driver} drives") from error
     address = cards.addresses(driver, 2)[version == 6]
-    yield Flow(network, version, address, address)
+    with switched(network.server, driver, {"rx-lro": False}):
+        yield Flow(network, version, address, address)
 
 
 @contextmanager
