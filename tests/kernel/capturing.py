@@ -22,6 +22,7 @@ from packet_tracer.lab.topology import mac
 from packet_tracer.lab.traffic import internet_checksum
 from packet_tracer.netns import entered
 from tests.features import NoFeatureError
+from tests.matrix.cards import GUEST, plugged
 from tests.mechanisms import MECHANISMS, Mechanism, Sent, flush
 
 _SOL_PACKET = 263
@@ -81,6 +82,16 @@ def lacking(mechanism: Mechanism) -> NoReturn:
     and it is no fault of theirs.
     """
     pytest.xfail(f"this kernel lacks what came with {', '.join(mechanism.needs)}")
+
+
+@contextmanager
+def network_cards(network: Lab) -> Iterator[list[str]]:
+    """Plug in the cards that a guest has for tests, and yield their drivers. Skips where there are none."""
+    with plugged(network) as drivers:
+        if not drivers:
+            assert not os.environ.get(GUEST), "a guest without the cards that it was given"
+            pytest.skip("no network cards that are for tests")
+        yield drivers
 
 
 @contextmanager

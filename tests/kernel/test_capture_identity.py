@@ -19,9 +19,8 @@ from packet_tracer.events import Event
 from packet_tracer.lab import Lab
 from packet_tracer.netns import entered
 from packet_tracer.probes.objects import CaptureObjects
-from tests.kernel.capturing import flood, on_one_cpu, trace, udp_socket
+from tests.kernel.capturing import flood, network_cards, on_one_cpu, trace, udp_socket
 from tests.labelled import Judge, number_in
-from tests.matrix.cards import GUEST, plugged
 from tests.mechanisms import MECHANISMS, Mechanism
 
 PORT = 4000
@@ -265,10 +264,8 @@ def test_no_two_packets_share_an_id_by_best_effort(network: Lab, mechanism: Mech
 @pytest.mark.parametrize("version", [4, 6])
 def test_what_was_at_xdp_is_the_skb_that_the_driver_makes_of_it(network: Lab, version: int) -> None:
     """virtio_net copied small packets to another buffer before Linux 6.3. The matrix's guests have it."""
-    with plugged(network) as drivers:
-        if "virtio_net" not in drivers:
-            assert not os.environ.get(GUEST), "a guest without the cards that it was given"
-            pytest.skip("no network cards that are for tests")
+    with network_cards(network) as drivers:
+        assert "virtio_net" in drivers
         (mechanism,) = (each for each in MECHANISMS if each.name == f"XDP to skb by virtio_net, IPv{version}")
         tracer = Tracer(
             netns=network.server.name,
