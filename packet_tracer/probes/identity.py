@@ -108,21 +108,24 @@ class IdentityWatch:
     def _watch_always(self) -> bool:
         """Attach trampolines to what must not be missed: where a buffer comes to be another packet's, and
         where generic XDP copies all that an interrupt brings.
+
+        The kernel leaves a program out where an interrupt meets it running, so each function that is called
+        outside of interrupts, too, has it twice: whichever is interrupted, the other one runs.
         """
         try:
             prepared = self._objects.prepare(IDENTITY, (*_ENDS, *_BIRTHS, *_GIVEN_AWAY, _COPIED), UNKNOWN)
         except BpfError:
             return False
         final, each = _ENDS
-        if not self._watch(prepared[final]):
-            if not self._watch(prepared[each]):
+        if not self._watch_twice(prepared[final]):
+            if not self._watch_twice(prepared[each]):
                 return False
             for name in _BIRTHS:
                 self._watch(prepared[name])
         given_away, stolen = _GIVEN_AWAY
         self._watch(prepared[stolen])
-        self._watch(prepared[_COPIED])
-        return self._watch(prepared[given_away])
+        self._watch_twice(prepared[_COPIED])
+        return self._watch_twice(prepared[given_away])
 
     def _watch_by_trampolines(self) -> bool:
         """Attach a program to each of the other functions."""
@@ -136,6 +139,9 @@ class IdentityWatch:
             self._watch(prepared[name])
         any(self._watch(prepared[name]) for name in _FRAME_TO_SKB)
         return True
+
+    def _watch_twice(self, prepared: PreparedProgram) -> bool:
+        return self._watch(prepared) and self._watch(prepared)
 
     def _watch(self, prepared: PreparedProgram) -> bool:
         """Load and attach a program for a function that this kernel may not have; return whether it has."""
