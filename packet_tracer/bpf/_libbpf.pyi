@@ -292,9 +292,11 @@ class Lib:
         parameters_room: int,
         parameters_used: _CData,
     ) -> int: ...
+    def ptrace_text_read(self, path: bytes, text: _CData) -> int: ...
+    def ptrace_text_free(self, text: _CData) -> None: ...
     def ptrace_lines_find(
         self,
-        text: bytes,
+        text: _CData,
         text_size: int,
         skip: int,
         keys: bytes,

@@ -692,6 +692,13 @@ int ptrace_types_functions(const struct ptrace_types *types, const char *structs
 			   struct ptrace_function *functions, __u32 functions_room,
 			   struct ptrace_parameter *parameters, __u32 parameters_room, __u32 *parameters_used);
 
+struct ptrace_text {
+	char *data;
+	size_t size;
+};
+int ptrace_text_read(const char *path, struct ptrace_text *text);
+void ptrace_text_free(struct ptrace_text *text);
+
 struct ptrace_hit {
 	__u32 key;
 	__u32 line;

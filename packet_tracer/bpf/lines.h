@@ -1,13 +1,54 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Looks a few thousand keys up among the hundred thousand lines of a kernel's table of symbols. A part of shim.c.
+ * Reads a kernel's table of symbols, and looks a few thousand keys up among its hundred thousand lines. A part of shim.c.
  */
 #ifndef PTRACE_LINES_H
 #define PTRACE_LINES_H
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+struct ptrace_text {
+	char *data; /* to be freed */
+	size_t size;
+};
+
+/* Reads all of a file that does not tell its size. Returns 0, or a negative errno. */
+static int ptrace_text_read(const char *path, struct ptrace_text *text)
+{
+	size_t room = 0;
+	ssize_t got = -1;
+	int fd = open(path, O_RDONLY | O_CLOEXEC), error;
+
+	*text = (struct ptrace_text){NULL, 0};
+	while (fd >= 0 && got) {
+		if (text->size == room) {
+			char *larger = realloc(text->data, room = room ? 2 * room : 1 << 20);
+
+			if (!larger) {
+				errno = ENOMEM;
+				break;
+			}
+			text->data = larger;
+		}
+		got = read(fd, text->data + text->size, room - text->size);
+		if (got < 0 && errno != EINTR)
+			break;
+		text->size += got > 0 ? (size_t)got : 0;
+	}
+	error = got ? -errno : 0;
+	if (fd >= 0)
+		close(fd);
+	return error;
+}
+
+static void ptrace_text_free(struct ptrace_text *text)
+{
+	free(text->data);
+}
 
 struct ptrace_hit {
 	__u32 key;  /* its place among the keys */

@@ -11,19 +11,14 @@ from packet_tracer.bpf._libbpf import ffi, lib
 from packet_tracer.bpf.attachment import Link
 from packet_tracer.bpf.enums import AttachType
 from packet_tracer.bpf.errors import AttachError
+from packet_tracer.bpf.kprobes import KPROBE
 from packet_tracer.bpf.library import options
 from packet_tracer.bpf.program import Program
 
-_KPROBE = Path("/sys/bus/event_source/devices/kprobe")
 _TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 _TYPE_TRACEPOINT = 2
 _IOC_ENABLE = 0x2400  # include/uapi/linux/perf_event.h
 _IOC_SET_BPF = 0x40042408
-
-
-def has_kprobes() -> bool:
-    """Return whether kprobes can be had by perf events (CONFIG_KPROBE_EVENTS)."""
-    return _KPROBE.exists()
 
 
 def attach_kprobe(
@@ -44,8 +39,8 @@ def attach_kprobe(
     target = symbol or hex(address)
     kind = "kretprobe" if returns else "kprobe"
     try:
-        type_ = int((_KPROBE / "type").read_text())
-        bit = int((_KPROBE / "format/retprobe").read_text().removeprefix("config:"))
+        type_ = int((KPROBE / "type").read_text())
+        bit = int((KPROBE / "format/retprobe").read_text().removeprefix("config:"))
     except OSError:
         reason = "this kernel has no kprobes (CONFIG_KPROBE_EVENTS)"
         raise AttachError(kind, target, errno=errno.ENOENT, reason=reason) from None

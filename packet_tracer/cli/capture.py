@@ -253,11 +253,16 @@ def capture(
     ptrace capture -w trace.jsonl --duration 10s
     """
     from packet_tracer import diagnostics
+    from packet_tracer.bpf.kprobes import has_kprobes
+    from packet_tracer.probes import kallsyms
 
     diagnostics.configure(log_format.value, verbosity=verbose)
-    if not (functions or all_functions or profile == "path") and (exclude or backend or returns):
+    inside = bool(functions or all_functions or profile == "path")
+    if not inside and (exclude or backend or returns):
         what = "--exclude, --backend and --returns are about functions"
         raise UsageError(f"{what}: say --profile path, --functions or --all-functions too")
+    if (inside or not (probe or profile or trace_programs)) and not dump and has_kprobes():
+        kallsyms.read_ahead()  # while the rest of the program is imported
     pattern = filtering.expression_of(expression or (), expression_file)
     compiled = filtering.compiled(pattern, filter_inner, tunnel or ())
     if dump:

@@ -29,6 +29,7 @@ from packet_tracer.bpf.btf import Btf
 from packet_tracer.bpf.enums import AttachType, ProgramType
 from packet_tracer.bpf.errors import AttachError
 from packet_tracer.bpf.idle import QUIET_FUNCTION, idle_program
+from packet_tracer.bpf.kprobes import has_kprobes
 from packet_tracer.bpf.link import Link
 from packet_tracer.bpf.maps import Map
 from packet_tracer.bpf.parallel import load_each, load_together
@@ -71,7 +72,7 @@ def may_trace_functions() -> bool:
     """Return whether some backend may work here: a look of a millisecond, where the table of functions takes
     200.
     """
-    if perf_links.has_kprobes():
+    if has_kprobes():
         return True
     try:
         program = idle_program(

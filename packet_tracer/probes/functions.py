@@ -23,6 +23,7 @@ from packet_tracer.probes.kallsyms import (
     function_key,
     is_patched,
     patch_sites,
+    read_ahead,
     traceable_functions,
 )
 
@@ -128,8 +129,8 @@ class FunctionTable:
         Some 80 ms, most of it the kernel's, for its 120,000 symbols. Raises NotSupportedError for a kernel
         without BTF.
         """
-        tables = dict(_type_tables())
-        return build_table(tables)
+        read_ahead()
+        return build_table(dict(_type_tables()))
 
     def select(self, patterns: Iterable[str], exclude: Iterable[str] = ()) -> list[SkbFunction]:
         """Return the functions that one of ``patterns`` names and none of ``exclude`` does.

@@ -1,13 +1,16 @@
 """Where kernel functions are, and which of them ftrace can trace: /proc/kallsyms and tracefs.
 
-Both files have a line for each of some 100,000 symbols; those asked for are picked out in C (``lines.h``). A
-function's key is its name, with ``" [module]"`` behind it where it belongs to one, as tracefs writes it.
+Both files have a line for each of some 100,000 symbols, which the kernel takes a tenth of a second to write;
+they are read, and those asked for picked out, in C (``lines.h``). A function's key is its name, with
+``" [module]"`` behind it where it belongs to one, as tracefs writes it.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import struct
+import threading
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -21,6 +24,8 @@ KALLSYMS = Path("/proc/kallsyms")
 #: tracefs has a place of its own since Linux 4.1; the older one goes through debugfs.
 TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 
+_TRACEABLE = "available_filter_functions"
+
 #: An address line's fields have fixed widths: sixteen digits, a space, the type, a space.
 _DIGITS, _TYPE, _NAME = 16, 17, 19
 _TEXT_TYPES = b"tTwW"
@@ -30,6 +35,66 @@ _VARIABLES = ("vmemmap_base", "page_offset_base")
 _noted: dict[str, int] = {}
 #: ftrace patches a few bytes into a function, behind what marks it as a target of indirect jumps.
 _PATCH_SITE_BYTES = 16
+
+
+class KernelText:
+    """What a file of the kernel's says, read by a thread of its own while others go on, Python's too."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._text = ffi.gc(ffi.new("struct ptrace_text *"), lib.ptrace_text_free)
+        self._result = -errno.EINTR
+        self._reader = threading.Thread(target=self._read, name="read-kernel-text")
+        self._reader.start()
+
+    def _read(self) -> None:
+        self._result = lib.ptrace_text_read(os.fsencode(self._path), self._text)
+
+    def lines(self, keys: Collection[str], *, skip: int = 0) -> Iterator[tuple[str, int]]:
+        """Yield the keys that are lines from byte ``skip`` of a line on, and where it begins.
+
+        Raises OSError where the file can't be read.
+        """
+        self._reader.join()
+        if self._result < 0:
+            raise OSError(-self._result, error_text(-self._result), str(self._path))
+        names = list(keys)
+        joined = "".join(f"{name}\n" for name in names).encode()
+        room = 2 * len(names)
+        while True:
+            hits = ffi.new("struct ptrace_hit[]", room)
+            found = lib.ptrace_lines_find(
+                self._text.data, self._text.size, skip, joined, len(joined), hits, room
+            )
+            if found < 0:
+                raise MemoryError
+            if found <= room:
+                break
+            room = found
+        for place, line in _HIT.iter_unpack(ffi.buffer(hits)[: found * _HIT.size]):
+            yield names[place], line
+
+    def bytes(self, start: int, count: int) -> bytes:
+        """Return some bytes of what :meth:`lines` went through."""
+        return bytes(ffi.buffer(self._text.data + start, count))
+
+
+#: What :func:`read_ahead` began to read.
+_ahead: dict[Path, KernelText] = {}
+
+
+def read_ahead() -> None:
+    """Begin to read what :func:`function_addresses` and :func:`traceable_functions` will look at.
+
+    For who is about to call both, and has other things to do before. A second call does nothing.
+    """
+    for path in (KALLSYMS, TRACEFS[0] / _TRACEABLE):
+        if path not in _ahead:
+            _ahead[path] = KernelText(path)
+
+
+def _text(path: Path) -> KernelText:
+    return _ahead.pop(path, None) or KernelText(path)
 
 
 def function_key(name: str, module: str) -> str:
@@ -43,15 +108,15 @@ def function_addresses(keys: Collection[str]) -> dict[str, list[int]]:
     Functions that the kernel doesn't have are missing; so are all where it hides addresses (kptr_restrict, no
     CAP_SYSLOG). Raises OSError where /proc/kallsyms can't be read.
     """
-    text = KALLSYMS.read_bytes()
+    text = _text(KALLSYMS)
     found: dict[str, list[int]] = {}
     # The file has a tab there, where tracefs has a space.
     wanted = {key.replace(" [", "\t["): key for key in (*keys, *_VARIABLES)}
-    for name, line in _lines(text, wanted, skip=_NAME):
-        address = int(text[line : line + _DIGITS], 16)
+    for name, line in text.lines(wanted, skip=_NAME):
+        address = int(text.bytes(line, _DIGITS), 16)
         if name in _VARIABLES:
             _noted[name] = address
-        elif address and text[line + _TYPE] in _TEXT_TYPES:
+        elif address and text.bytes(line + _TYPE, 1) in _TEXT_TYPES:
             found.setdefault(wanted[name], []).append(address)
     return {key: sorted(addresses) for key, addresses in found.items()}
 
@@ -66,23 +131,6 @@ def page_variables() -> tuple[int, int]:
         function_addresses(())
     vmemmap, page_offset = (_noted.get(name, 0) for name in _VARIABLES)
     return vmemmap, page_offset
-
-
-def _lines(text: bytes, keys: Collection[str], *, skip: int = 0) -> Iterator[tuple[str, int]]:
-    """Yield the keys that are lines of ``text`` from byte ``skip`` of a line on, and where it begins."""
-    names = list(keys)
-    joined = "".join(f"{name}\n" for name in names).encode()
-    room = 2 * len(names)
-    while True:
-        hits = ffi.new("struct ptrace_hit[]", room)
-        found = lib.ptrace_lines_find(text, len(text), skip, joined, len(joined), hits, room)
-        if found < 0:
-            raise MemoryError
-        if found <= room:
-            break
-        room = found
-    for place, line in _HIT.iter_unpack(ffi.buffer(hits)[: found * _HIT.size]):
-        yield names[place], line
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +148,13 @@ def traceable_functions(keys: Collection[str]) -> Traceable:
     """Return which of some functions are in tracefs's ``available_filter_functions``."""
     refusal = ""
     for folder in TRACEFS:
-        path = folder / "available_filter_functions"
+        path = folder / _TRACEABLE
         try:
-            text = path.read_bytes()
+            counts = Counter(key for key, _ in _text(path).lines(keys))
         except OSError as error:
             refusal = refusal or _refusal(path, error)
             continue
-        return Traceable(Counter(key for key, _ in _lines(text, keys)), str(path))
+        return Traceable(counts, str(path))
     return Traceable(None, refusal or "tracefs is not mounted (mount -t tracefs tracefs /sys/kernel/tracing)")
 
 
@@ -116,13 +164,13 @@ def patch_sites(keys: Collection[str]) -> dict[str, list[int]]:
     The file that tells is of Linux 6.5 (83f74441bcb1).
     """
     for folder in TRACEFS:
+        text = _text(folder / f"{_TRACEABLE}_addrs")
+        sites: dict[str, list[int]] = {}
         try:
-            text = (folder / "available_filter_functions_addrs").read_bytes()
+            for key, line in text.lines(keys, skip=_DIGITS + 1):
+                sites.setdefault(key, []).append(int(text.bytes(line, _DIGITS), 16))
         except OSError:
             continue
-        sites: dict[str, list[int]] = {}
-        for key, line in _lines(text, keys, skip=_DIGITS + 1):
-            sites.setdefault(key, []).append(int(text[line : line + _DIGITS], 16))
         return sites
     return {}
 
