@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from packet_tracer import netns as namespaces
 from packet_tracer.bpf.ring import RingBuffer
@@ -24,11 +25,13 @@ from packet_tracer.filter.predicates import Predicates
 from packet_tracer.probes.catalogue import PATH, Probe, probe_names, select
 from packet_tracer.probes.function_backends import may_trace_functions
 from packet_tracer.probes.function_probes import Backend, number
-from packet_tracer.probes.program_probes import choose_programs, number_programs
 from packet_tracer.probes.scope import Scope, texts
 from packet_tracer.probes.session import ProbeSession
 from packet_tracer.probes.setup import Counters, KernelSetup, Tracking, clock_offset_ns
 from packet_tracer.probes.stages import choose
+
+if TYPE_CHECKING:
+    from packet_tracer.probes.program_probes import ProgramProbe
 
 #: Events made between two looks at the clock: a batch may hold many, and its reader be slow.
 _EVENTS_BETWEEN_LOOKS = 64
@@ -92,8 +95,12 @@ class Tracer:
         count_rejected: bool = False,
     ) -> None:
         self.functions = number(choose(texts(functions), texts(exclude), path=profile == PATH))
-        first = ProbeId.FUNCTION + 2 * len(self.functions)
-        self.programs = number_programs(choose_programs(texts(trace_programs)), first)
+        self.programs: tuple[ProgramProbe, ...] = ()
+        if trace_programs:
+            from packet_tracer.probes.program_probes import choose_programs, number_programs
+
+            first = ProbeId.FUNCTION + 2 * len(self.functions)
+            self.programs = number_programs(choose_programs(texts(trace_programs)), first)
         chosen = texts(probes)
         inside = bool(self.functions or self.programs)
         #: Nothing was chosen: start() adds the functions of ``path`` where they can be had.

@@ -10,9 +10,9 @@ import errno
 import mmap
 import struct
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from packet_tracer.bpf._libbpf import ffi, lib
 from packet_tracer.bpf.library import CData, text
@@ -31,8 +31,7 @@ _FUNCTION, _PARAMETER = struct.Struct("=IIIiII"), struct.Struct("=III")
 _ROOM = 1 << 13
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+class Parameter(NamedTuple):
     """A pointer to a struct among a function's parameters.
 
     ``slot`` counts the registers that carry arguments from 0, as ``bpf_get_func_arg`` does: it is the place
@@ -45,8 +44,7 @@ class Parameter:
     pointers: int
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionType:
+class FunctionType(NamedTuple):
     """A function that has to do with one of the structs asked for.
 
     ``returned`` is the struct whose address it returns, or "". ``trampoline`` says whether a BPF trampoline

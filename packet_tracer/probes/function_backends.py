@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from packet_tracer.bpf import link as links
 from packet_tracer.bpf import perf_links
@@ -41,7 +42,9 @@ from packet_tracer.filter.patch import load_filtered
 from packet_tracer.filter.typed import typed_memory
 from packet_tracer.probes.function_probes import Backend, FunctionProbe, Way
 from packet_tracer.probes.functions import KERNEL, ArgumentKind
-from packet_tracer.probes.trampolines import Template
+
+if TYPE_CHECKING:
+    from packet_tracer.probes.trampolines import Template
 
 #: Up to so many functions, trampolines are worth the time they take to detach: they cost least for a packet.
 _FEW = 8
@@ -166,7 +169,7 @@ class FunctionAttacher:
             file = _FENTRY[probe.argument.kind][0] if probe.argument else "fentry"
             wanted.setdefault(file, {}).update(dict.fromkeys(self._clones(probe)))
         templates = {
-            name: Template.of(each, self.filter)
+            name: self._template(each)
             for file, names in wanted.items()
             for name, each in self.load(file, list(names)).items()
         }
@@ -239,7 +242,7 @@ class FunctionAttacher:
             usable = self._tell_by_address(usable)
         shared: dict[str, Program] = {}
         made = None if cookies else prepared.get(_KPROBE["made"])
-        template = None if made is None else Template.of(made, self.filter)
+        template = None if made is None else self._template(made)
         for probe in usable:
             name = _KPROBE[probe.way]
             try:
@@ -255,10 +258,16 @@ class FunctionAttacher:
                 if self._hopeless():
                     return
 
+    def _template(self, program: PreparedProgram) -> Template:
+        from packet_tracer.probes.trampolines import Template
+
+        return Template.of(program, self.filter)
+
     def _in_registers(self, probes: Sequence[FunctionProbe]) -> list[FunctionProbe]:
         usable = []
         for probe in probes:
-            if probe.argument is not None and probe.argument.index >= _REGISTERS:
+            argument = probe.argument
+            if argument is not None and argument.index >= _REGISTERS:
                 self.skipped[probe.name] = "its packet is no register argument"
             else:
                 usable.append(probe)

@@ -41,9 +41,10 @@ class FunctionProbe:
     @property
     def way(self) -> Way:
         """How its packet is come by."""
-        if self.argument is None:
+        argument = self.argument
+        if argument is None:
             return "made"
-        return "buffer" if self.argument.kind in (ArgumentKind.XDP_BUFF, ArgumentKind.XDP_FRAME) else "skb"
+        return "buffer" if argument.kind in (ArgumentKind.XDP_BUFF, ArgumentKind.XDP_FRAME) else "skb"
 
     @property
     def cookie(self) -> int:

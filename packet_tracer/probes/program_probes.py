@@ -92,8 +92,6 @@ def choose_programs(patterns: Sequence[str]) -> list[TraceableProgram]:
 
     Raises UsageError for a pattern that names none, with what there is.
     """
-    if not patterns:
-        return []
     known = traceable_programs()
     chosen: dict[int, TraceableProgram] = {}
     for pattern in patterns:

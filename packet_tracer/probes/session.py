@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from packet_tracer import netns as namespaces
 from packet_tracer.bpf import link as links
@@ -30,8 +30,10 @@ from packet_tracer.probes.function_probes import Backend
 from packet_tracer.probes.identity import IdentityWatch
 from packet_tracer.probes.memory import UNKNOWN, page_mapping
 from packet_tracer.probes.objects import CaptureObjects
-from packet_tracer.probes.program_probes import ProgramAttacher
 from packet_tracer.probes.setup import Counters, KernelSetup, Tracking
+
+if TYPE_CHECKING:
+    from packet_tracer.probes.program_probes import ProgramAttacher
 
 _END_PROBES = (ProbeId.KFREE_SKB, ProbeId.CONSUME_SKB)
 #: Before everything else in a hook, so that a packet is seen whatever becomes of it there. The very first and
@@ -62,7 +64,7 @@ class ProbeSession:
         self._functions = FunctionAttacher(
             self._prepare_with_walk, self._objects.maps, setup.filter, setup.returns
         )
-        self._programs = ProgramAttacher(self._prepare_with_walk, setup.filter)
+        self._programs = self._program_attacher() if setup.programs else None
 
     @property
     def rings(self) -> list[RawMap]:
@@ -87,7 +89,8 @@ class ProbeSession:
     @property
     def skipped(self) -> dict[str, str]:
         """Functions and BPF programs that were left out, with the reason."""
-        return self._functions.skipped | self._programs.skipped
+        of_programs = self._programs.skipped if self._programs else {}
+        return self._functions.skipped | of_programs
 
     def __enter__(self) -> ProbeSession:
         try:
@@ -121,6 +124,11 @@ class ProbeSession:
         links.close_all(attached)
 
     # Loading
+
+    def _program_attacher(self) -> ProgramAttacher:
+        from packet_tracer.probes.program_probes import ProgramAttacher  # few trace programs: 3 ms
+
+        return ProgramAttacher(self._prepare_with_walk, self.setup.filter)
 
     def _prepare_with_walk(self, name: str, programs: Sequence[str]) -> dict[str, PreparedProgram]:
         """Prepare programs that walk a packet's pages by themselves, if the snaplen asks for more than
@@ -202,7 +210,7 @@ class ProbeSession:
             count = len(self.setup.functions) - len(self._functions.skipped)
             left_out = len(self._functions.skipped)
             self.notes.append(f"{count} functions by {self._functions.backend}, {left_out} left out")
-        if self.setup.programs:
+        if self._programs:
             self.links.extend(self._programs.attach(self.setup.programs, self._stack))
             left_out = len(self._programs.skipped)
             self.notes.append(f"{len(self.setup.programs) - left_out} BPF programs, {left_out} left out")
@@ -247,6 +255,7 @@ class ProbeSession:
             if self.setup.returns:
                 found[function.probe_id + 1] = read[function.probe_id + 1]
         for traced in self.setup.programs:
+            assert self._programs is not None
             for probe_id in (traced.probe_id, traced.probe_id + 1):
                 found[probe_id] = replace(read[probe_id], missed=self._programs.missed(probe_id))
         return found

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packet_tracer.errors import NotSupportedError
 from packet_tracer.filter.addresses import AddressSet
@@ -14,7 +15,9 @@ from packet_tracer.filter.expression import Filter
 from packet_tracer.netns import Netns
 from packet_tracer.probes.catalogue import Probe
 from packet_tracer.probes.function_probes import Backend, FunctionProbe
-from packet_tracer.probes.program_probes import ProgramProbe
+
+if TYPE_CHECKING:
+    from packet_tracer.probes.program_probes import ProgramProbe
 
 _SMALLEST_RING = 1 << 16
 
