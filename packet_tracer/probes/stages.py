@@ -82,13 +82,15 @@ STAGES: Mapping[str, tuple[str, ...]] = {
 }
 
 #: Seen through a tracepoint already: hooks that ``path`` does without. net_dev_queue comes early in
-#: __dev_queue_xmit(), net_dev_start_xmit at once behind sch_direct_xmit(), and behind that the driver.
+#: __dev_queue_xmit(), net_dev_start_xmit at once behind sch_direct_xmit(), and behind that the driver. What
+#: veth and loopback queue to a CPU's backlog has just come by there, and goes on at netif_receive_skb.
 _WITH_TRACEPOINT = {
     "__dev_queue_xmit",
     "sch_direct_xmit",
     "dev_hard_start_xmit",
     "veth_xmit",
     "loopback_xmit",
+    "enqueue_to_backlog",
     "kfree_skb_reason",
     "sk_skb_reason_drop",
 }
