@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from packet_tracer.errors import UsageError
 from packet_tracer.events._layout import ProbeId
@@ -25,8 +24,7 @@ _KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionProbe:
+class FunctionProbe(NamedTuple):
     """A function to be traced, and the probe ids of its entry and, one more, of its return."""
 
     name: str

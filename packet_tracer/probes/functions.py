@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from packet_tracer.bpf.btf_functions import FunctionType, Parameter, TypeTable
 from packet_tracer.errors import NotSupportedError, UsageError
@@ -68,8 +69,7 @@ class Argument:
     kind: ArgumentKind
 
 
-@dataclass(frozen=True, slots=True)
-class SkbFunction:
+class SkbFunction(NamedTuple):
     """A kernel function that handles packets; one of several, perhaps, that have the same name.
 
     ``module`` is the one whose BTF has ``btf_id``, ``"vmlinux"`` for the kernel's own. ``address`` is 0 where
@@ -84,7 +84,7 @@ class SkbFunction:
     arguments: tuple[Argument, ...]
     returns_skb: bool
     trampoline: bool
-    types: TypeTable = field(repr=False, compare=False)
+    types: TypeTable
 
     @property
     def prototype(self) -> str:
@@ -186,6 +186,8 @@ def compile_pattern(text: str) -> Pattern:
     if text.startswith("module:"):
         module = text.removeprefix("module:")
         return Pattern(text, lambda function: fnmatch.fnmatchcase(function.module, module))
+    if text == "*":
+        return Pattern(text, lambda function: True)
     return Pattern(text, lambda function: fnmatch.fnmatchcase(function.name, text))
 
 

@@ -95,9 +95,15 @@ _WITH_TRACEPOINT = {
     "sk_skb_reason_drop",
 }
 
-#: Not needed where there is the other, which all packets pass: a driver with NAPI and GRO, or veth with an
-#: XDP program, hands over a list of them, and that goes by ip_list_rcv() and ipv6_list_rcv().
-_WITH_OTHER = {"ip_rcv": "ip_rcv_core", "ipv6_rcv": "ip6_rcv_core"}
+#: Not needed where there is the other. All packets pass ip_rcv_core(): a driver with NAPI and GRO, or veth
+#: with an XDP program, hands over a list of them, and that goes by ip_list_rcv(). What waits for a
+#: neighbour's address passes neigh_resolve_output(), and all else goes straight on to net_dev_queue.
+_WITH_OTHER = {
+    "ip_rcv": "ip_rcv_core",
+    "ipv6_rcv": "ip6_rcv_core",
+    "ip_finish_output2": "neigh_resolve_output",
+    "ip6_finish_output2": "neigh_resolve_output",
+}
 
 _CATALOGUE = {probe.name for probe in PROBES}
 _BY_NAME = {name: stage for stage, names in STAGES.items() for name in names if "*" not in name}
