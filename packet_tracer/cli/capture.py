@@ -261,7 +261,7 @@ def capture(
     if not inside and (exclude or backend or returns):
         what = "--exclude, --backend and --returns are about functions"
         raise UsageError(f"{what}: say --profile path, --functions or --all-functions too")
-    if (inside or not (probe or profile or trace_programs)) and not dump and has_kprobes():
+    if (inside or not (probe or profile or trace_programs or drop_reason)) and not dump and has_kprobes():
         kallsyms.read_ahead()  # while the rest of the program is imported
     pattern = filtering.expression_of(expression or (), expression_file)
     compiled = filtering.compiled(pattern, filter_inner, tunnel or ())
