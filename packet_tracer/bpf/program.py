@@ -6,8 +6,8 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from packet_tracer.bpf._libbpf import ffi, lib
 from packet_tracer.bpf.btf import Btf, Kind
@@ -30,8 +30,7 @@ _TARGETS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramInfo:
+class ProgramInfo(NamedTuple):
     """What the kernel knows of a program (``struct bpf_prog_info``).
 
     ``run_count`` and ``run_time_ns`` only count while :class:`packet_tracer.bpf.features.RunStatistics` (or
@@ -52,8 +51,7 @@ class ProgramInfo:
     attach_btf_object_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class TestRun:
+class TestRun(NamedTuple):
     """Result of a test run: what the program returned, the packet and context it left, nanoseconds a run."""
 
     return_value: int
@@ -211,8 +209,7 @@ class Program(Descriptor):
             raise BpfError(f"{self.name} can't be pinned at {path}: {describe(-result)}", errno=-result)
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedProgram:
+class PreparedProgram(NamedTuple):
     """A program fitted to this kernel but not yet verified: relocated, its maps in it by file descriptor.
 
     It can be loaded many times, changed each time, for as long as its object is not closed. Instructions take

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from packet_tracer.bpf._libbpf import ffi, lib
 from packet_tracer.bpf.enums import MapFlags, MapType
@@ -33,8 +33,7 @@ _BLOCKS_KEPT = 4
 _FINISH_MS = 20
 
 
-@dataclass(frozen=True, slots=True)
-class RingStatistics:
+class RingStatistics(NamedTuple):
     """What a reader did so far. ``out_of_order`` records came after newer ones, too late for the window."""
 
     records: int

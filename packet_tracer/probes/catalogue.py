@@ -9,8 +9,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from packet_tracer.errors import UsageError
 from packet_tracer.events._layout import Hook, ProbeId
@@ -18,8 +17,7 @@ from packet_tracer.events._layout import Hook, ProbeId
 Family = Literal["ipv4", "ipv6"]
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(NamedTuple):
     """One place in the kernel where packets can be seen.
 
     ``object`` and ``programs`` name what is loaded and attached for it. ``argument`` is what a program that

@@ -109,8 +109,7 @@ class SkbFunction(NamedTuple):
         return next((one for one in self.arguments if not kinds or one.kind in kinds), None)
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionTable:
+class FunctionTable(NamedTuple):
     """All functions of this kernel and its loaded modules that handle packets.
 
     ``functions`` are those that can be traced, by module (the kernel first), name and address; ``left_out``

@@ -13,8 +13,8 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from packet_tracer.bpf._libbpf import ffi, lib
 from packet_tracer.bpf.privileges import lockdown
@@ -133,8 +133,7 @@ def page_variables() -> tuple[int, int]:
     return vmemmap, page_offset
 
 
-@dataclass(frozen=True, slots=True)
-class Traceable:
+class Traceable(NamedTuple):
     """What ftrace can trace: how many functions of each key, or None where the kernel doesn't tell.
 
     ``source`` is the file that tells, or why none does.

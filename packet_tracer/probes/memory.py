@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from packet_tracer.bpf.btf import Btf, Struct
 from packet_tracer.bpf.maps import RawMap
@@ -23,8 +23,7 @@ from packet_tracer.probes.kallsyms import page_variables
 _WORD = 1 << 64
 
 
-@dataclass(frozen=True, slots=True)
-class PageMapping:
+class PageMapping(NamedTuple):
     """How to get from a ``struct page`` to its bytes; a ``base`` of 0 means that it could not be found
     out.
     """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from packet_tracer import netns as namespaces
 from packet_tracer.filter.predicates import Predicates
@@ -21,8 +22,7 @@ def texts(value: Texts) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(NamedTuple):
     """The ``namespaces`` to look at, () for all, and the interfaces in them, () for any."""
 
     namespaces: tuple[Netns, ...]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from packet_tracer.errors import NotSupportedError
 from packet_tracer.filter.addresses import AddressSet
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 _SMALLEST_RING = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class AttachPoint:
+class AttachPoint(NamedTuple):
     """An interface that XDP and TC programs are attached to."""
 
     netns: Netns
@@ -76,8 +75,7 @@ class Counters:
     missed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Tracking:
+class Tracking(NamedTuple):
     """What became of packets' identities: births = deaths + present + forgotten.
 
     A packet is ``forgotten`` when the table of packets is full and it was unseen for longest: it gets another

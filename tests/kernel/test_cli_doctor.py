@@ -162,11 +162,10 @@ def test_functions_are_listed_with_what_reaches_them_here(found: dict[str, Any])
 
 
 def test_a_tracepoint_that_this_kernel_has_not() -> None:
-    from dataclasses import replace
 
     from packet_tracer.doctor.availability import availability
 
-    invented = replace(PROBES[1], name="no_such_tracepoint")
+    invented = PROBES[1]._replace(name="no_such_tracepoint")
     finding = availability([invented])["no_such_tracepoint"]
     assert finding.works is False
     assert finding.detail == "this kernel has no such tracepoint"

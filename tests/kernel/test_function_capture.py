@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 
 import pytest
 
@@ -220,7 +219,7 @@ def test_follows_what_matched_once(network: Lab, follow: bool | None) -> None:
 def test_refused_function_is_left_out_and_named(network: Lab, backend: Backend) -> None:
     (real,) = FunctionTable.read().select(["ip_rcv"])
     # By name a variable, by type a function without arguments.
-    data = replace(real, name="jiffies", address=0, btf_id=Btf.vmlinux().find("schedule", Kind.FUNCTION))
+    data = real._replace(name="jiffies", address=0, btf_id=Btf.vmlinux().find("schedule", Kind.FUNCTION))
     setup = KernelSetup(
         probes=(), functions=number([real, data]), backend=backend, netns=(network.server.netns,)
     )

@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import pytest
@@ -299,7 +299,7 @@ def test_without_btf_it_is_left_out_and_named(network: Lab, untraced: dict[str, 
             spec.autoload = spec.name == "traced_xdp"
         with (
             opened.prepare() as prepared,
-            replace(prepared.programs["traced_xdp"], btf_fd=-1).load(name="bare") as bare,
+            prepared.programs["traced_xdp"]._replace(btf_fd=-1).load(name="bare") as bare,
         ):
             (one,) = choose_programs([str(bare.id)])
             assert one.name == f"xdp:bare#{bare.id}"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from packet_tracer.bpf.maps.generic import Map
 
 
-@dataclass(frozen=True, slots=True)
-class MapInfo:
+class MapInfo(NamedTuple):
     """A map's properties. Sizes in bytes; ``type`` in words; ``flags`` and ``extra`` as it was made with.
 
     ``memory_bytes`` is what the kernel counts for it (fdinfo's ``memlock``), None where it does not say;
