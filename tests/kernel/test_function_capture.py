@@ -263,8 +263,23 @@ def test_the_default_is_the_whole_path(network: Lab) -> None:
         stages = [stage_of(event.probe) for event in tracer.events() if event.packet.icmp_type == 8]
         assert not tracer.skipped
     assert None not in stages
-    way = ["device in", "prerouting", "routing", "forward", "postrouting", "neighbour", "driver out"]
+    way = ["device in", "prerouting", "routing", "forward", "postrouting", "qdisc", "driver out"]
     assert [stage for stage in dict.fromkeys(stages) if stage in way] == way
+
+
+def test_the_path_ends_where_a_packet_waits_for_a_neighbour(network: Lab) -> None:
+    if not may_trace_functions():
+        pytest.skip("no kernel function can be traced here: no kprobes (CONFIG_KPROBE_EVENTS), and no fentry")
+    with (
+        udp_socket(network.client, ("198.51.100.99", 7)) as sender,
+        Tracer(netns=network.router.name, filter="udp dst port 7") as tracer,
+    ):
+        sender.send(b"nobody has this address")
+        time.sleep(0.1)
+        tracer.stop()
+        stages = [stage_of(event.probe) for event in tracer.events()]
+    assert stages.index("neighbour") > stages.index("postrouting")
+    assert "qdisc" not in stages  # it waits; a clone of it, which asks for the address, is freed
 
 
 def test_the_default_works_without_functions_too(network: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
