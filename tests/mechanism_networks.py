@@ -227,11 +227,11 @@ def joined_to_forward(
         if cut:
             stack.enter_context(switched(network.router, "r1", _SEGMENTATION))
         if burst:
-            _netem(stack, network.client, "c0", "slot 300ms")
+            netem(stack, network.client, "c0", "slot 300ms")
         yield _route(network, version)
 
 
-def _netem(stack: ExitStack, node: Node, device: str, how: str) -> None:
+def netem(stack: ExitStack, node: Node, device: str, how: str) -> None:
     """Give a device a netem qdisc for as long as the stack lasts."""
     try:
         run(["tc", *f"qdisc add dev {device} root netem {how} limit 10000".split()], "", node.netns)
@@ -346,5 +346,5 @@ def delayed(network: Lab, *, version: Version) -> Iterator[Flow]:
     """The router holds packets for so long that the client sends again what is still under way."""
     flow = _route(network, version)
     with ExitStack() as stack:
-        flow.connected = lambda: _netem(stack, network.router, "r1", "delay 400ms")
+        flow.connected = lambda: netem(stack, network.router, "r1", "delay 400ms")
         yield flow

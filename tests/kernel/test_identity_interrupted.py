@@ -17,10 +17,11 @@ from packet_tracer.bpf.enums import ProgramType
 from packet_tracer.bpf.loaded import loaded_programs
 from packet_tracer.bpf.program import Program
 from packet_tracer.capture import Tracer
+from packet_tracer.errors import NotSupportedError
 from packet_tracer.lab import Lab
-from packet_tracer.lab.commands import run
 from tests.kernel.capturing import running, udp_socket
 from tests.labelled import number_in, payload, payload_template
+from tests.mechanism_networks import netem
 
 pytestmark = pytest.mark.requires("fentry")
 
@@ -81,11 +82,14 @@ def test_a_packet_that_ends_in_an_interrupt_is_not_taken_for_the_next_in_its_pla
     """
     template, numbers = payload_template(40), count()
     with Lab() as network, ExitStack() as stack:
-        run(["tc", *"qdisc add dev c0 root netem rate 4mbit limit 10000".split()], "", network.client.netns)
         nodes = [node.name for node in network.nodes]
         tracer = stack.enter_context(
             running(Tracer(filter=f"udp dst port {PORT}", netns=nodes, functions=["ip_rcv"]))
         )
+        try:
+            netem(stack, network.client, "c0", "rate 4mbit")
+        except NotSupportedError as error:
+            pytest.skip(str(error))
         sender = stack.enter_context(udp_socket(network.client))
         with one_cpu():
             begun = time.monotonic()
