@@ -162,7 +162,6 @@ def test_functions_are_listed_with_what_reaches_them_here(found: dict[str, Any])
 
 
 def test_a_tracepoint_that_this_kernel_has_not() -> None:
-
     from packet_tracer.doctor.availability import availability
 
     invented = PROBES[1]._replace(name="no_such_tracepoint")

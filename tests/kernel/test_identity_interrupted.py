@@ -26,7 +26,6 @@ from tests.mechanism_networks import netem
 pytestmark = pytest.mark.requires("fentry")
 
 PORT = 7001
-COUNT = 2000
 
 
 @contextmanager
