@@ -4,6 +4,7 @@
  * identity_session.bpf.c can't be had the others too. Each is attached where this kernel has it; none of them emits an event.
  */
 #define READ_DIRECT 1
+#define LOOP_BY_HELPER 0
 #include "identity.bpf.h"
 #include "xdp_frame.bpf.h"
 #include <bpf/bpf_tracing.h>

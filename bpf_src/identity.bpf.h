@@ -8,11 +8,6 @@
 
 #include "resend.bpf.h"
 
-/* Segments of one packet that are looked at: 64 KiB of TCP at an MTU of 576, UDP_MAX_SEGMENTS (include/linux/udp.h). */
-#define SEGMENTS_MAX 128
-/* Fragments of one packet that are looked at. */
-#define FRAGMENTS_MAX 64
-
 /* The bytes move to another buffer: remembered before, put down after. By the address of the skb, which stays. */
 
 struct {
@@ -81,6 +76,43 @@ static __always_inline int copy_header(struct sk_buff *copy, struct sk_buff *skb
 	return bpf_map_lookup_elem(&resends, &key) ? 0 : copied_to(skb, copy);
 }
 
+/* The skbs of a list are looked at one after the other, along with the packet that they are of. */
+struct chain {
+	struct sk_buff *skb;
+	struct tracked whole;
+};
+
+static __always_inline long follow_chain(struct chain *chain,
+					 void (*look)(__u64 head, const struct tracked *whole))
+{
+	struct sk_buff *skb = chain->skb;
+
+	if (!is_pointer(skb))
+		return 1;
+	look(head_of(skb), &chain->whole);
+	chain->skb = BPF_CORE_READ(skb, next);
+	return 0;
+}
+
+/*
+ * How many of a packet's segments and fragments are looked at. The verifier goes through a loop as often as the kernel might,
+ * but once through what bpf_loop() calls (v5.17). Without it: 64 KiB of TCP at an MTU of 576, UDP_MAX_SEGMENTS
+ * (include/linux/udp.h). With it: GSO_MAX_SIZE (include/linux/netdevice.h) at that MTU, or any datagram's fragments at 128.
+ */
+#if LOOP_BY_HELPER
+#define SEGMENTS_MAX 1024
+#define FRAGMENTS_MAX 1024
+#define repeat(times, next, chain) bpf_loop(times, next, chain, 0)
+#else
+#define SEGMENTS_MAX 128
+#define FRAGMENTS_MAX 64
+static __always_inline void repeat(__u32 times, long (*next)(__u32, struct chain *), struct chain *chain)
+{
+	for (__u32 i = 0; i < times && !next(i, chain); i++)
+		;
+}
+#endif
+
 /* One becomes many. */
 
 /* A part is itself again, from where the whole is by now. */
@@ -103,17 +135,20 @@ static __always_inline void cut_segment(__u64 head, const struct tracked *whole)
 		put_child(head, whole);
 }
 
+static long cut_next(__u32 index, struct chain *chain)
+{
+	return follow_chain(chain, cut_segment);
+}
+
 static __always_inline int segments_of(struct sk_buff *skb, struct sk_buff *segments)
 {
-	struct tracked *found = find_tracked(head_of(skb)), parent;
+	struct tracked *found = find_tracked(head_of(skb));
+	struct chain chain = {.skb = segments};
 
 	if (!found)
 		return 0;
-	parent = *found;
-	for (int i = 0; i < SEGMENTS_MAX && is_pointer(segments); i++) {
-		cut_segment(head_of(segments), &parent);
-		segments = BPF_CORE_READ(segments, next);
-	}
+	chain.whole = *found;
+	repeat(SEGMENTS_MAX, cut_next, &chain);
 	return 0;
 }
 
@@ -143,20 +178,28 @@ static __always_inline void take_apart(__u64 head, const struct tracked *whole)
 		put_child(head, whole);
 }
 
-static __always_inline int pieces_of(struct sk_buff *skb)
+static long take_apart_next(__u32 index, struct chain *chain)
+{
+	return follow_chain(chain, take_apart);
+}
+
+/* The list that hangs on an skb. */
+static __always_inline struct sk_buff *first_of_list(struct sk_buff *skb)
 {
 	struct skb_shared_info *shared = (void *)head_of(skb) + BPF_CORE_READ(skb, end);
-	struct tracked *found = find_tracked(head_of(skb)), parent;
-	struct sk_buff *fragment;
+
+	return BPF_CORE_READ(shared, frag_list);
+}
+
+static __always_inline int pieces_of(struct sk_buff *skb)
+{
+	struct tracked *found = find_tracked(head_of(skb));
+	struct chain chain = {.skb = first_of_list(skb)};
 
 	if (!found)
 		return 0;
-	parent = *found;
-	fragment = BPF_CORE_READ(shared, frag_list);
-	for (int i = 0; i < FRAGMENTS_MAX && fragment; i++) {
-		take_apart(head_of(fragment), &parent);
-		fragment = BPF_CORE_READ(fragment, next);
-	}
+	chain.whole = *found;
+	repeat(FRAGMENTS_MAX, take_apart_next, &chain);
 	return 0;
 }
 
@@ -172,21 +215,26 @@ static __always_inline void set_parent(__u64 head, __u64 parent_id)
 	packet->merged = 1;
 }
 
+static __always_inline void join(__u64 head, const struct tracked *whole)
+{
+	set_parent(head, whole->id);
+}
+
+static long join_next(__u32 index, struct chain *chain)
+{
+	return follow_chain(chain, join);
+}
+
 /* The fragments hang in a tree; the first one's buffer becomes the whole packet's. */
 static __always_inline int parts_of(struct sk_buff *whole)
 {
 	struct tracked *found = find_tracked(head_of(whole));
-	struct skb_shared_info *shared = (void *)head_of(whole) + BPF_CORE_READ(whole, end);
-	struct sk_buff *fragment = BPF_CORE_READ(shared, frag_list);
-	__u64 id;
+	struct chain chain = {.skb = first_of_list(whole)};
 
 	if (!found)
 		return 0;
-	id = found->id;
-	for (int i = 0; i < FRAGMENTS_MAX && fragment; i++) {
-		set_parent(head_of(fragment), id);
-		fragment = BPF_CORE_READ(fragment, next);
-	}
+	chain.whole = *found;
+	repeat(FRAGMENTS_MAX, join_next, &chain);
 	return 0;
 }
 

@@ -7,6 +7,7 @@
  * XDP does to all that a network card's interrupt brings.
  */
 #define READ_DIRECT 0
+#define LOOP_BY_HELPER 1
 #include "identity.bpf.h"
 #include "xdp_frame.bpf.h"
 #include <bpf/bpf_tracing.h>

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from packet_tracer import lab
 from packet_tracer.capture import Tracer
 from packet_tracer.events import Event
 from packet_tracer.events import flags as bits
 from packet_tracer.lab import Lab
+from packet_tracer.lab.commands import ip
 from tests.kernel.capturing import lacking, play, running
 from tests.labelled import number_in
 from tests.mechanisms import MECHANISMS, Mechanism, all_batches, called
@@ -23,6 +25,8 @@ from tests.mechanisms import MECHANISMS, Mechanism, all_batches, called
 pytestmark = pytest.mark.requires("fentry")
 
 COUNT = 8
+#: How many fragments of one packet are looked at where each of these functions has a trampoline.
+FRAGMENTS_BY_TRAMPOLINES = 64
 #: The Ethernet, IPv4 and UDP headers of each datagram.
 HEADERS = 14 + 20 + 8
 _BY_NAME = {each.name: each for each in MECHANISMS}
@@ -79,7 +83,7 @@ def capturing() -> Iterator[Capturing]:
         tracer = Tracer(
             netns=[node.name for node in network.nodes],
             probes=("net_dev_queue", "netif_receive_skb", "net_dev_start_xmit"),
-            functions=["skb_consume_udp", *called(ALL)],
+            functions=["ip_output", "skb_consume_udp", *called(ALL)],
             snaplen=144,  # with what lies in pages
             ring_bytes=64 << 20,
         )
@@ -173,3 +177,25 @@ def test_a_larger_copy_is_the_same_packet(capturing: Capturing) -> None:
             arrived[event.packet_id].add(event.raw()["head_address"])
     assert arrived
     assert all(copied[packet] not in heads for packet, heads in arrived.items())
+
+
+def test_the_fragments_of_a_large_datagram_are_its_children(capturing: Capturing) -> None:
+    """More than a hundred of them. The first has the datagram's buffer, so it has its id."""
+    network, size = capturing.network, 60_000
+    ip(["link set c0 mtu 576"], network.client.netns)
+    try:
+        assert lab.fragments(network.route, size=size) == size
+    finally:
+        ip(["link set c0 mtu 1500"], network.client.netns)
+    inode = network.client.netns.inode
+    sent = [
+        event
+        for batch in all_batches(capturing.tracer)
+        for event in batch
+        if event.probe == "net_dev_start_xmit" and event.netns_inode == inode and event.packet.fragment
+    ]
+    assert len({event.packet_id for event in sent}) == len(sent) > FRAGMENTS_BY_TRAMPOLINES
+    (whole,) = (event.packet_id for event in sent if event.packet.fragment_offset == 0)
+    children = [event for event in sent if event.parent_id == whole]
+    by_session = "identity: a kprobe session" in capturing.tracer.notes
+    assert len(children) == (len(sent) - 1 if by_session else FRAGMENTS_BY_TRAMPOLINES)
