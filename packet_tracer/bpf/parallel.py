@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from packet_tracer.bpf.library import Descriptor
 from packet_tracer.errors import BpfError
@@ -14,37 +14,6 @@ Name = TypeVar("Name")
 Loaded = TypeVar("Loaded", bound=Descriptor)
 
 _THREADS_MAX = 8
-
-
-class LoadAhead(Generic[Loaded]):
-    """One load, begun in a thread of its own by who has other things to do before it is needed."""
-
-    def __init__(self, load: Callable[[], Loaded]) -> None:
-        self._load = load
-        self._loaded: Loaded | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="load-bpf")
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._loaded = self._load()
-        except BaseException as error:
-            self._error = error
-
-    def result(self) -> Loaded:
-        """Wait for it and return what was loaded, or raise what it raised."""
-        self._thread.join()
-        if self._loaded is None:
-            assert self._error is not None
-            raise self._error
-        return self._loaded
-
-    def close(self) -> None:
-        """Wait for it and close what was loaded."""
-        self._thread.join()
-        if self._loaded is not None:
-            self._loaded.close()
 
 
 def load_together(loads: Mapping[Name, Callable[[], Loaded]]) -> dict[Name, Loaded]:

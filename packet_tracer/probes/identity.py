@@ -8,14 +8,11 @@ not be missed: a kprobe's program is left out where it interrupts another one on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
 
 from packet_tracer.bpf import link as links
 from packet_tracer.bpf.btf import Btf, Kind, Prototype, Reference
-from packet_tracer.bpf.parallel import LoadAhead
-from packet_tracer.bpf.program import PreparedProgram, Program
+from packet_tracer.bpf.program import PreparedProgram
 from packet_tracer.errors import BpfError
 from packet_tracer.probes.memory import UNKNOWN
 from packet_tracer.probes.objects import IDENTITY, IDENTITY_SESSION, CaptureObjects
@@ -96,10 +93,9 @@ class IdentityWatch:
 
     def attach(self) -> bool:
         """Attach to what this kernel has of the functions; return whether identity is exact then."""
-        session = self._load_session()
         if not self._watch_always():
             return False
-        if session and self._watch_by_session(*session):
+        if self._watch_by_session():
             self.means = "a kprobe session"
         elif self._watch_by_trampolines():
             self.means = "trampolines"
@@ -156,37 +152,26 @@ class IdentityWatch:
             return False
         return True
 
-    def _load_session(self) -> tuple[LoadAhead[Program], dict[str, int]] | None:
-        """Begin to load the one program for all the other functions, for it is the one that the verifier has
-        to think about. Return it, and the functions' numbers by name; None where this kernel can't.
-        """
+    def _watch_by_session(self) -> bool:
+        """Attach one program to all the other functions; return False where this kernel can't."""
         btf = Btf.vmlinux()
         if btf.get("bpf_session_cookie", Kind.FUNCTION) is None:
-            return None
+            return False
         numbers = {
             name: number
             for number, (name, pointers) in enumerate(SESSION_FUNCTIONS.items(), 1)
             if _takes(btf, name, pointers)
         }
         if _SESSION_NEEDED not in numbers:
-            return None
+            return False
         try:
             (prepared,) = self._objects.prepare(IDENTITY_SESSION, ["watch_identity"], UNKNOWN).values()
-        except BpfError:
-            return None
-        program = LoadAhead(partial(prepared.load, log=False))
-        self._stack.callback(program.close)
-        return program, numbers
-
-    def _watch_by_session(self, program: LoadAhead[Program], numbers: Mapping[str, int]) -> bool:
-        """Attach that program to the functions; return False where it was refused."""
-        try:
-            link = links.attach_kprobe_multi(
-                program.result(), symbols=list(numbers), cookies=list(numbers.values())
+            program = self._stack.enter_context(prepared.load(log=False))
+            self._stack.enter_context(
+                links.attach_kprobe_multi(program, symbols=list(numbers), cookies=list(numbers.values()))
             )
         except BpfError:
             return False
-        self._stack.enter_context(link)
         return True
 
 

@@ -20,7 +20,7 @@ from packet_tracer.bpf.errors import BtfError, MapError, ObjectOpenError, Object
 from packet_tracer.bpf.features import RunStatistics, probe_helper, probe_map_type, probe_program_type
 from packet_tracer.bpf.maps import RawMap
 from packet_tracer.bpf.object import BpfObject
-from packet_tracer.bpf.parallel import LoadAhead, load_together
+from packet_tracer.bpf.parallel import load_together
 from packet_tracer.bpf.program import PreparedProgram, Program
 from packet_tracer.errors import EXIT_NOT_PERMITTED, BpfError, UsageError
 from tests.kernel.loading import OBJECTS, gone, load, map_exists, open_object, program_exists
@@ -356,24 +356,6 @@ def test_programs_loaded_together() -> None:
             for each in loaded.values():
                 each.close()
     assert load_together({}) == {}
-
-
-def test_a_program_loaded_ahead() -> None:
-    with open_object("loader") as opened:
-        for spec in opened.programs.values():
-            spec.autoload = spec.name == "answer"
-        with opened.prepare() as prepared:
-            answer = prepared.programs["answer"]
-            ahead = LoadAhead(answer.load)
-            identifier = ahead.result().id
-            assert program_exists(identifier)
-            assert ahead.result().id == identifier
-            ahead.close()
-            assert gone(program_exists, [identifier])
-            refused = LoadAhead(partial(answer.load, instructions=bytes(8)))
-            with pytest.raises(ProgramLoadError):
-                refused.result()
-            refused.close()
 
 
 def test_features_have_three_answers() -> None:
