@@ -78,14 +78,13 @@ def main(words: list[str]) -> int:
         return status
 
 
-def tools(pwru: str) -> dict[str, tuple[list[str], list[str]]]:
-    """Return each command, and what it is given more for the flood."""
-    all_functions = ["ptrace", "capture", "--all-functions", "--no-follow", "-s", "0"]
+def tools(pwru: str) -> dict[str, list[str]]:
+    """Return each command, without its filter."""
     return {
-        "pwru": ([pwru, "--output-tuple"], []),
-        "ptrace": (all_functions, ["--ring-size", "512M"]),
-        "ptrace, default profile": (["ptrace", "capture"], []),
-        "ptrace, tracepoints": (["ptrace", "capture", "--profile", "tracepoints"], []),
+        "pwru": [pwru, "--output-tuple"],
+        "ptrace": ["ptrace", "capture", "--all-functions", "--no-follow", "-s", "0"],
+        "ptrace, default profile": ["ptrace", "capture"],
+        "ptrace, tracepoints": ["ptrace", "capture", "--profile", "tracepoints"],
     }
 
 
@@ -99,9 +98,9 @@ def guest(pwru: str) -> int:
         target = network.route.server_addresses[4]
         for name, result in in_turns(tools(pwru), client, target).items():
             print_results(name, result)
-        for name, (command, room) in tools(pwru).items():
+        for name, command in tools(pwru).items():
             print_results(name, on_traffic(command, network))
-            print_results(name, in_a_flood([*command, *room, EVERYTHING], client, target))
+            print_results(name, in_a_flood([*command, EVERYTHING], client, target))
     return 0
 
 
@@ -113,7 +112,7 @@ def guest_instructions(pwru: str) -> int:
         client = network.client.name
         target = network.route.server_addresses[4]
         base = round_trip(client, target)
-        for name, (command, _) in tools(pwru).items():
+        for name, command in tools(pwru).items():
             with running([*command, NOTHING]):
                 added = round_trip(client, target) - base
             print_results(name, {"round trip, added, thousands of instructions": 1000 * added})
@@ -151,7 +150,7 @@ def python_files() -> set[str]:
 
 
 def in_turns(
-    commands: dict[str, tuple[list[str], list[str]]], client: str, target: str
+    commands: dict[str, list[str]], client: str, target: str
 ) -> dict[str, dict[str, float | int | str]]:
     """Measure the tools in turns, with a filter that nothing matches: how long they take to attach and to
     detach, what they use meanwhile, and what they add to a round trip.
@@ -159,7 +158,7 @@ def in_turns(
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     without = [round_trip(client, target)]
     for _ in range(ROUNDS):
-        for name, (command, _) in commands.items():
+        for name, command in commands.items():
             started = time.monotonic()
             with running([*command, NOTHING]) as process:
                 attached = time.monotonic() - started

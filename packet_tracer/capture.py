@@ -22,6 +22,7 @@ from packet_tracer.events._layout import ProbeId
 from packet_tracer.filter import Filter
 from packet_tracer.filter import compile as compile_filter
 from packet_tracer.filter.predicates import Predicates
+from packet_tracer.free_memory import free_memory
 from packet_tracer.probes.catalogue import PATH, Probe, probe_names, select
 from packet_tracer.probes.function_backends import may_trace_functions
 from packet_tracer.probes.function_probes import Backend, number
@@ -40,6 +41,8 @@ DEFAULT_SNAPLEN = 96
 #: Some 70,000 events without captured bytes. The reader maps rings twice, so a process seems to have twice
 #: as much.
 DEFAULT_RING_BYTES = 16 << 20
+#: A million events without captured bytes.
+DEFAULT_BACKLOG_BYTES = 256 << 20
 
 
 class Tracer:
@@ -66,6 +69,8 @@ class Tracer:
     - ``follow``: show what matched the filter once from then on, whatever becomes of its headers (default:
       with a filter, where the identity of packets is exact). ``stacks``: take kernel stacks.
     - ``snaplen``: bytes kept of each packet, up to 9216. ``ring_bytes``: memory of all ring buffers together.
+    - ``backlog_bytes``: memory for what is not read before the rings are full, taken when it is needed;
+      0 is none, None is 256 MiB, or a quarter of the free memory if that is less.
     - ``count_rejected``: also count what the filters turn away (a few nanoseconds a packet).
 
     Raises UsageError for what does not exist, NotPermittedError without the privileges (CAP_BPF,
@@ -92,6 +97,7 @@ class Tracer:
         stacks: bool = False,
         snaplen: int = DEFAULT_SNAPLEN,
         ring_bytes: int = DEFAULT_RING_BYTES,
+        backlog_bytes: int | None = None,
         count_rejected: bool = False,
     ) -> None:
         self.functions = number(choose(texts(functions), texts(exclude), path=profile == PATH))
@@ -134,6 +140,7 @@ class Tracer:
             stacks=stacks,
         )
         self._follows_path = filter is not None if follow is None else follow
+        self.backlog_bytes = default_backlog_bytes() if backlog_bytes is None else backlog_bytes
         self._session: ProbeSession | None = None
         self._ring: RingBuffer | None = None
         self._context: Context | None = None
@@ -158,7 +165,7 @@ class Tracer:
                 context.interface_names.refresh()
             for netns in self._setup.netns:
                 context.interface_names.add(netns)
-            self._ring = RingBuffer(session.rings)
+            self._ring = RingBuffer(session.rings, backlog_bytes=self.backlog_bytes)
         except BaseException:
             session.close()
             raise
@@ -398,6 +405,12 @@ class Tracer:
         if self._ring is None:
             raise ValueError("the tracer is not started" if self._context is None else "the tracer is closed")
         return self._ring
+
+
+def default_backlog_bytes() -> int:
+    """Return the memory that a capture's backlog may take unless something else is asked for."""
+    free = free_memory()
+    return DEFAULT_BACKLOG_BYTES if free is None else min(DEFAULT_BACKLOG_BYTES, free // 4)
 
 
 def _over(deadline: float | None) -> bool:

@@ -730,17 +730,18 @@ struct ptrace_rings {
 	__u64 bad_records;
 	__u32 bad_size;
 	__u32 bad_ring;
-	__u32 full;
 	__u64 used;
 	...;
 };
 struct ptrace_rings *ptrace_rings_new(const int *map_fds, const __u32 *sizes, __u32 count, __u32 timestamp_offset,
 				      __u32 max_record);
+int ptrace_rings_keep(struct ptrace_rings *rings, const int *map_fds, size_t limit, __u64 window_ns, size_t data_size,
+		      __u32 capacity);
 void ptrace_rings_free(struct ptrace_rings *rings);
 int ptrace_rings_fileno(const struct ptrace_rings *rings);
 int ptrace_rings_announce(struct ptrace_rings *rings, __u64 delay_ns);
 int ptrace_rings_wait(struct ptrace_rings *rings, int timeout_ms);
 int ptrace_rings_watch(struct ptrace_rings *rings, int look_ms, int timeout_ms);
-int ptrace_rings_pending(const struct ptrace_rings *rings);
+int ptrace_rings_pending(struct ptrace_rings *rings);
 int ptrace_rings_read(struct ptrace_rings *rings, __u64 before_ns, __u8 *data, size_t data_size, __u32 *offsets,
 		      __u32 *sizes, __u32 capacity);

@@ -115,7 +115,8 @@ class RingBuffer:
     The time is CLOCK_MONOTONIC in nanoseconds (``bpf_ktime_get_ns``). Records younger than ``window_ns``
     stay in their rings, so that one that another CPU is still writing can come before them; a window of 0
     takes all at once. ``batch_bytes`` bounds a batch; a record longer than ``max_record`` is skipped and
-    raises RecordError.
+    raises RecordError. ``backlog_bytes`` is how much may be kept of what nobody comes to read before the
+    rings are full: memory that is taken when it is needed, and given back when that was read.
 
     A context manager. One thread may read at a time; the maps may be closed as soon as it is made.
     """
@@ -128,8 +129,11 @@ class RingBuffer:
         window_ns: int = 2_000_000,
         batch_bytes: int = 8 << 20,
         max_record: int = 65536,
+        backlog_bytes: int = 0,
     ) -> None:
-        """Map the rings' memory. Raises MapError where a map is not a ring buffer or can't be mapped."""
+        """Map the rings' memory. Raises MapError where a map is not a ring buffer or can't be mapped, and
+        where no backlog can be had that was asked for.
+        """
         for each in maps:
             if each.type != MapType.RINGBUF:
                 raise each.error("reading", errno.EINVAL, "it is not a ring buffer")
@@ -141,11 +145,19 @@ class RingBuffer:
         fds = ffi.new("int[]", [each.fd for each in maps])
         sizes = ffi.new("__u32[]", [each.max_entries for each in maps])
         self._names = [each.name for each in maps]
+        what = ", ".join(sorted(set(self._names)))
         self._rings: CData = lib.ptrace_rings_new(fds, sizes, len(maps), timestamp_offset, max_record)
         if not self._rings:
-            number = ffi.errno
-            raise MapError("mapping", ", ".join(sorted(set(self._names))), "ringbuf", errno=number)
-        self._buffers = _Buffers(batch_bytes, max_record)
+            raise MapError("mapping", what, "ringbuf", errno=ffi.errno)
+        self._buffers = buffers = _Buffers(batch_bytes, max_record)
+        if backlog_bytes:
+            number = -lib.ptrace_rings_keep(
+                self._rings, fds, backlog_bytes, window_ns, buffers.data_size, buffers.capacity
+            )
+            if number:
+                lib.ptrace_rings_free(self._rings)
+                reason = "no backlog can be had; do without (--backlog 0)"
+                raise MapError("keeping records", what, "ringbuf", errno=number, reason=reason)
         self._window_ns = window_ns
         self._announces = False
         self._bad_seen = 0

@@ -7,14 +7,13 @@
 #define PTRACE_RING_READER_H
 
 #include <errno.h>
-#include <signal.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
-#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <linux/bpf.h>
@@ -49,7 +48,6 @@ struct ptrace_rings {
 	__u64 bad_records;    /* skipped for their size: longer than max_record, or too short for a timestamp */
 	__u32 bad_size;	      /* of the last of them */
 	__u32 bad_ring;
-	__u32 full; /* the last read stopped for want of room */
 	__u64 used; /* bytes of data that the last read filled */
 	__u32 count;
 	__u32 timestamp_offset;
@@ -59,7 +57,26 @@ struct ptrace_rings {
 	size_t page_size;
 	__u32 *heap; /* indices of rings that have a record, the oldest record first */
 	struct ring *rings;
+	pthread_mutex_t lock; /* of all but what tells readers of their reads */
+	bool waited_for;      /* a reader is waiting for what comes */
+	struct backlog *backlog;
 };
+
+/* Room for records, and what of it was filled. */
+struct batch {
+	__u8 *data;
+	size_t data_size;
+	__u32 *offsets;
+	__u32 *sizes;
+	__u32 capacity;
+	__u32 count;
+	size_t used;
+	__u64 bytes;
+};
+
+/* ring_backlog.h */
+static void backlog_free(struct backlog *backlog);
+static bool backlog_give(struct backlog *backlog, struct batch *batch);
 
 static void ptrace_rings_free(struct ptrace_rings *rings)
 {
@@ -67,6 +84,7 @@ static void ptrace_rings_free(struct ptrace_rings *rings)
 
 	if (!rings)
 		return;
+	backlog_free(rings->backlog); /* its thread uses all the rest */
 	for (i = 0; i < rings->count; i++) {
 		struct ring *ring = &rings->rings[i];
 
@@ -81,6 +99,7 @@ static void ptrace_rings_free(struct ptrace_rings *rings)
 		close(rings->epoll_fd);
 	free(rings->heap);
 	free(rings->rings);
+	pthread_mutex_destroy(&rings->lock);
 	free(rings);
 }
 
@@ -115,6 +134,7 @@ static struct ptrace_rings *ptrace_rings_new(const int *map_fds, const __u32 *si
 
 	if (!rings)
 		return NULL;
+	pthread_mutex_init(&rings->lock, NULL);
 	rings->count = count;
 	rings->timestamp_offset = timestamp_offset;
 	rings->max_record = max_record;
@@ -136,88 +156,6 @@ static struct ptrace_rings *ptrace_rings_new(const int *map_fds, const __u32 *si
 	ptrace_rings_free(rings);
 	errno = error;
 	return NULL;
-}
-
-static int ptrace_rings_fileno(const struct ptrace_rings *rings)
-{
-	return rings->epoll_fd;
-}
-
-/*
- * Make the descriptor readable after delay_ns, and every 100 ms from then on: for records that were written
- * without waking anybody, when somebody else's loop does the waiting.
- */
-static int ptrace_rings_announce(struct ptrace_rings *rings, __u64 delay_ns)
-{
-	struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u32 = rings->count};
-	struct itimerspec timer = {
-		.it_value = {(time_t)(delay_ns / 1000000000), (long)(delay_ns % 1000000000)},
-		.it_interval = {0, 100000000},
-	};
-
-	if (rings->timer_fd < 0) {
-		rings->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-		if (rings->timer_fd < 0)
-			return -errno;
-		if (epoll_ctl(rings->epoll_fd, EPOLL_CTL_ADD, rings->timer_fd, &event))
-			return -errno;
-	}
-	return timerfd_settime(rings->timer_fd, 0, &timer, NULL) ? -errno : 0;
-}
-
-static int rings_wait(struct ptrace_rings *rings, int timeout_ms, const sigset_t *signals_blocked)
-{
-	struct epoll_event events[64];
-	int ready = epoll_pwait(rings->epoll_fd, events, 64, timeout_ms, signals_blocked), i;
-	__u64 expired;
-
-	if (ready < 0)
-		return -errno;
-	for (i = 0; i < ready; i++) {
-		/* The kernel starts a periodic timer's next round only when this one is read (timerfd_read()). */
-		if (events[i].data.u32 == rings->count && read(rings->timer_fd, &expired, sizeof(expired)) < 0)
-			continue; /* somebody set it anew in the meantime */
-	}
-	return ready;
-}
-
-static int ptrace_rings_wait(struct ptrace_rings *rings, int timeout_ms)
-{
-	return rings_wait(rings, timeout_ms, NULL);
-}
-
-static int ptrace_rings_pending(const struct ptrace_rings *rings)
-{
-	__u32 i;
-
-	for (i = 0; i < rings->count; i++) {
-		const struct ring *ring = &rings->rings[i];
-
-		if (__atomic_load_n((const __u64 *)ring->producer, __ATOMIC_RELAXED) != ring->position)
-			return 1;
-	}
-	return 0;
-}
-
-/*
- * Wait for records: those that are announced, and every look_ms also those that are not. Returns 0 after timeout_ms, -EINTR
- * for a signal: none comes between two looks, where it would not be noticed before the end. Here and not in Python, whose
- * turn each look would be: that was most of what an idle capture cost.
- */
-static int ptrace_rings_watch(struct ptrace_rings *rings, int look_ms, int timeout_ms)
-{
-	sigset_t all, before;
-	int ready, slice;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	do {
-		slice = look_ms < timeout_ms ? look_ms : timeout_ms;
-		ready = rings_wait(rings, slice, &before);
-		timeout_ms -= slice;
-	} while (!ready && timeout_ms > 0 && !ptrace_rings_pending(rings));
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	return ready;
 }
 
 static __u64 ring_step(__u32 length)
@@ -286,14 +224,14 @@ static void heap_sink(struct ptrace_rings *rings, __u32 slot, __u32 size)
  * A record older than its predecessor: on one CPU an interrupt may write between another program's reading the
  * clock and its reserving room. Move its entry (not its bytes) back to where it belongs.
  */
-static void batch_reorder(struct ptrace_rings *rings, const __u8 *data, __u32 *offsets, __u32 *sizes, __u32 last,
-			  __u64 timestamp)
+static void batch_reorder(struct ptrace_rings *rings, const struct batch *batch, __u64 timestamp)
 {
-	__u32 offset = offsets[last], size = sizes[last], steps = 0;
+	__u32 *offsets = batch->offsets, *sizes = batch->sizes;
+	__u32 last = batch->count, steps = 0, offset = offsets[last], size = sizes[last];
 	__u64 before = 0;
 
 	for (; last > 0 && steps < RING_INVERSIONS_MAX; last--, steps++) {
-		memcpy(&before, data + offsets[last - 1] + rings->timestamp_offset, 8);
+		memcpy(&before, batch->data + offsets[last - 1] + rings->timestamp_offset, 8);
 		if (before <= timestamp)
 			break;
 		offsets[last] = offsets[last - 1];
@@ -306,18 +244,16 @@ static void batch_reorder(struct ptrace_rings *rings, const __u8 *data, __u32 *o
 }
 
 /*
- * Take records not newer than before_ns from all rings, oldest first, until none is left or data, offsets and sizes
- * are full. Returns their number. One copy a record.
+ * Take records not newer than before_ns from all rings, oldest first, until none is left or the batch is full. One copy a
+ * record. The lock is held.
  */
-static int ptrace_rings_read(struct ptrace_rings *rings, __u64 before_ns, __u8 *data, size_t data_size,
-			     __u32 *offsets, __u32 *sizes, __u32 capacity)
+static void rings_take(struct ptrace_rings *rings, __u64 before_ns, struct batch *batch)
 {
 	__u64 newest = rings->last_timestamp, limit;
-	__u32 taken = 0, waiting = 0, i;
-	size_t used = 0;
+	__u32 waiting = 0, i;
+	bool full = false;
 
 	rings->held_timestamp = 0;
-	rings->full = 0;
 	for (i = 0; i < rings->count; i++) {
 		struct ring *ring = &rings->rings[i];
 
@@ -328,7 +264,7 @@ static int ptrace_rings_read(struct ptrace_rings *rings, __u64 before_ns, __u8 *
 	for (i = waiting / 2; i-- > 0;)
 		heap_sink(rings, i, waiting);
 
-	while (waiting && !rings->full) {
+	while (waiting && !full) {
 		struct ring *ring = &rings->rings[rings->heap[0]];
 		bool more = true;
 
@@ -344,20 +280,21 @@ static int ptrace_rings_read(struct ptrace_rings *rings, __u64 before_ns, __u8 *
 		do {
 			size_t padded = ((size_t)ring->length + 7) & ~(size_t)7;
 
-			if (taken == capacity || used + padded > data_size) {
-				rings->full = 1;
+			if (batch->count == batch->capacity || batch->used + padded > batch->data_size) {
+				full = true;
 				break;
 			}
-			memcpy(data + used, ring->data + (ring->position & ring->mask) + RING_HEADER, padded);
-			offsets[taken] = (__u32)used;
-			sizes[taken] = ring->length;
+			memcpy(batch->data + batch->used, ring->data + (ring->position & ring->mask) + RING_HEADER,
+			       padded);
+			batch->offsets[batch->count] = (__u32)batch->used;
+			batch->sizes[batch->count] = ring->length;
 			if (ring->timestamp >= newest)
 				newest = ring->timestamp;
 			else
-				batch_reorder(rings, data, offsets, sizes, taken, ring->timestamp);
-			taken++;
-			used += padded;
-			rings->bytes += ring->length;
+				batch_reorder(rings, batch, ring->timestamp);
+			batch->count++;
+			batch->used += padded;
+			batch->bytes += ring->length;
 			ring->position += ring_step(ring->length);
 			/* Not at every record: the producer's CPU reads this cache line at each of its reserves. */
 			if (ring->position - ring->published > ring->mask / 8)
@@ -371,9 +308,28 @@ static int ptrace_rings_read(struct ptrace_rings *rings, __u64 before_ns, __u8 *
 	for (i = 0; i < rings->count; i++)
 		ring_publish(&rings->rings[i]);
 	rings->last_timestamp = newest;
-	rings->records += taken;
-	rings->used = used;
-	return (int)taken;
+}
+
+/* Take what was kept of the rings, or else what is in them, see rings_take(). Returns the number of records. */
+static int ptrace_rings_read(struct ptrace_rings *rings, __u64 before_ns, __u8 *data, size_t data_size,
+			     __u32 *offsets, __u32 *sizes, __u32 capacity)
+{
+	struct batch batch = {
+		.data = data,
+		.data_size = data_size,
+		.offsets = offsets,
+		.sizes = sizes,
+		.capacity = capacity,
+	};
+
+	pthread_mutex_lock(&rings->lock);
+	if (!backlog_give(rings->backlog, &batch))
+		rings_take(rings, before_ns, &batch);
+	pthread_mutex_unlock(&rings->lock);
+	rings->records += batch.count;
+	rings->bytes += batch.bytes;
+	rings->used = batch.used;
+	return (int)batch.count;
 }
 
 #endif

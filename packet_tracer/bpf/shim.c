@@ -265,4 +265,6 @@ static int ptrace_perf_poll(struct ptrace_perf *perf, int timeout_ms)
 
 #include "btf_functions.h"
 #include "lines.h"
+#include "ring_backlog.h"
 #include "ring_reader.h"
+#include "ring_wait.h"

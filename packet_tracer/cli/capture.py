@@ -213,9 +213,18 @@ def capture(
     ring_size: Annotated[
         str,
         typer.Option(
-            "--ring-size", metavar="SIZE", help="Memory for events not yet read: more of it loses fewer."
+            "--ring-size", metavar="SIZE", help="The kernel's memory for events, from the start to the end."
         ),
     ] = "16M",
+    backlog: Annotated[
+        str | None,
+        typer.Option(
+            "--backlog",
+            metavar="SIZE",
+            help="Memory for events not yet written, taken when needed: more of it loses fewer. Default:"
+            " 256M, or a quarter of what is free.",
+        ),
+    ] = None,
     output: Annotated[
         Format | None,
         typer.Option("--format", help="How events are printed. Default: text, or with -w not at all."),
@@ -270,6 +279,7 @@ def capture(
         return 0
     seconds = values.duration(duration) if duration is not None else None
     ring_bytes = values.size(ring_size)
+    backlog_bytes = values.size(backlog, least=0) if backlog is not None else None
     marked = values.mark(mark) if mark is not None else None
     formatted = output.value if output else None
     # Bytes that nobody will see are not captured: text shows what the kernel side read of the headers.
@@ -311,6 +321,7 @@ def capture(
         stacks=stack,
         snaplen=kept,
         ring_bytes=ring_bytes,
+        backlog_bytes=backlog_bytes,
     )
     frames = tracer.stack if stack else None
     with outputs.choose(

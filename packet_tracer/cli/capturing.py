@@ -173,8 +173,13 @@ class Capture:
         stats = self._tracer.stats()
         for output in self._outputs:
             output.end(self.totals, stats)
-        missed = self._tracer.missed()
-        loss = loss_text(stats, self._ring_bytes, missed, self._backend)
+        loss = loss_text(
+            stats,
+            ring_bytes=self._ring_bytes,
+            backlog_bytes=self._tracer.backlog_bytes,
+            missed=self._tracer.missed(),
+            backend=self._backend,
+        )
         if not self._quiet:
             known = "exactly" if self._exact else "by best effort"
             text = f"{self.totals.text()}{'' if loss else ', none lost'}; packets told apart {known}"

@@ -104,20 +104,24 @@ def lost_by_probe(stats: Mapping[str, Counters]) -> dict[str, int]:
 
 
 def loss_text(
-    stats: Mapping[str, Counters], ring_bytes: int, missed: int, backend: Backend | None = None
+    stats: Mapping[str, Counters],
+    *,
+    ring_bytes: int,
+    backlog_bytes: int,
+    missed: int = 0,
+    backend: Backend | None = None,
 ) -> str:
     """Return what was lost, of which probes, and what to do about it; "" if nothing was.
 
-    ``missed`` and ``backend`` are the tracer's.
+    All but the first are the tracer's.
     """
     lost = lost_by_probe(stats)
     parts = []
     if lost:
         each = ", ".join(f"{name} {count:,} of {stats[name].seen:,}" for name, count in lost.items())
         total = counted(sum(lost.values()), "event")
-        advice = (
-            f"read faster (-w FILE), see less (-i, --netns, --probe) or use --ring-size {larger(ring_bytes)}"
-        )
+        memory = f"--backlog {larger(backlog_bytes)} --ring-size {larger(ring_bytes)}"
+        advice = f"read faster (-w FILE), see less (-i, --netns, --probe) or use {memory}"
         parts.append(f"LOST {total}, the rings were full: {each}; {advice}")
     stacks = sum(counters.lost_stack for counters in stats.values())
     if stacks:
@@ -132,7 +136,7 @@ def loss_text(
     return "; ".join(parts)
 
 
-def larger(ring_bytes: int) -> str:
-    """Return four times a size, as ``--ring-size`` takes it."""
-    wanted = ring_bytes * 4
+def larger(size: int) -> str:
+    """Return four times a size in bytes, as options take it, and 64 KiB at least."""
+    wanted = max(4 * size, 1 << 16)
     return f"{wanted >> 20}M" if wanted >= 1 << 20 else f"{wanted >> 10}K"

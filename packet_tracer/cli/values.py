@@ -22,13 +22,13 @@ def duration(text: str) -> float:
     return seconds
 
 
-def size(text: str) -> int:
+def size(text: str, *, least: int = 1) -> int:
     """Return bytes: ``64M`` is 64 MiB; K, M, G with or without ``B`` or ``iB``, or a plain number."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.ASCII | re.IGNORECASE)
     if not found:
         raise typer.BadParameter(f"{text!r} is not a size like 512K, 64M or 1G")
     count = int(float(found[1]) * (1 << _BYTES[found[2].upper()]))
-    if not 0 < count <= 1 << 40:
+    if not least <= count <= 1 << 40:
         raise typer.BadParameter(f"{text!r} is not a size that can be had")
     return count
 

@@ -228,7 +228,7 @@ def test_a_refusal_half_way_through_attaching(
 
 
 def test_a_reader_that_cannot_be_made(network: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise MemoryError
 
     before = own()

@@ -143,6 +143,7 @@ def test_loss_is_exact_when_nobody_reads(network: Lab, probe: str) -> None:
         interface="r1" if probe.startswith("net_dev") else "r0",
         probes=probe,
         ring_bytes=1,
+        backlog_bytes=0,
         snaplen=1024,
         count_rejected=True,
     )
@@ -155,13 +156,15 @@ def test_loss_is_exact_when_nobody_reads(network: Lab, probe: str) -> None:
     assert counters.seen + counters.rejected == outcome.runs[program].run_count
 
 
-def test_loss_is_exact_while_the_reader_runs(network: Lab) -> None:
+@pytest.mark.parametrize("backlog_bytes", [0, 1 << 20, None], ids=["no backlog", "a little", "the default"])
+def test_loss_is_exact_while_the_reader_runs(network: Lab, backlog_bytes: int | None) -> None:
     """Reader and flood at once: the rings fill and empty all the time."""
     tracer = Tracer(
         netns=network.router.name,
         interface="r0",
         probes=["tc:ingress", "netif_receive_skb", "net_dev_queue"],
         ring_bytes=1,
+        backlog_bytes=backlog_bytes,
         snaplen=512,
         count_rejected=True,
     )
@@ -184,6 +187,25 @@ def test_loss_is_exact_while_the_reader_runs(network: Lab) -> None:
     for probe, counters in stats.items():
         assert whole(counters), probe
         assert counters.kept == read[probe], probe
+
+
+def test_nothing_is_lost_that_the_backlog_has_room_for(network: Lab) -> None:
+    """Some three times what the rings hold, and a reader that comes too late."""
+    probes = ("netif_receive_skb", "net_dev_queue", "net_dev_start_xmit")
+    tracer = Tracer(netns=network.router.name, probes=probes, ring_bytes=8 << 20)
+    outcome = capture(tracer, lambda: send(network, 10_000, 100))
+    for probe in probes:
+        counters = outcome.stats[probe]
+        assert counters.lost_ring == 0
+        assert counters.seen == counters.kept == outcome.events[probe] >= 20_000
+
+
+def test_without_a_backlog_that_is_lost(network: Lab) -> None:
+    tracer = Tracer(netns=network.router.name, probes="net_dev_queue", ring_bytes=2 << 20, backlog_bytes=0)
+    outcome = capture(tracer, lambda: send(network, 10_000, 100))
+    counters = outcome.stats["net_dev_queue"]
+    assert counters.lost_ring > 0
+    assert counters.seen == counters.kept + counters.lost_ring >= 20_000
 
 
 def test_rings_share_the_memory_asked_for() -> None:

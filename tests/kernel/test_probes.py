@@ -199,14 +199,15 @@ def test_filters_keep_and_reject(network: Lab) -> None:
 
 
 def test_loss_is_counted_exactly(network: Lab) -> None:
-    """A tiny ring, nobody reading: kept + lost = seen = what the program says it ran, minus what it
-    rejected.
+    """A tiny ring, no backlog, nobody reading: kept + lost = seen = what the program says it ran, minus what
+    it rejected.
     """
     tracer = Tracer(
         netns=network.server.name,
         interface="s0",
         probes="tc:ingress",
         ring_bytes=1 << 16,
+        backlog_bytes=0,
         snaplen=2048,
         count_rejected=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 
 import pytest
 
@@ -52,15 +53,18 @@ def test_loss_is_told_by_probe() -> None:
         "b": Counters(seen=2, kept=1, lost_ring=1),
         "c": Counters(),
     }
-    text = totals.loss_text(stats, 16 << 20, 0)
+    loss_text = partial(totals.loss_text, ring_bytes=16 << 20, backlog_bytes=256 << 20)
+    text = loss_text(stats)
     assert text.startswith("LOST 1,201 events, the rings were full: a 1,200 of 1,500, b 1 of 2; ")
-    assert text.endswith("--ring-size 64M")
-    missed = totals.loss_text({"a": Counters(missed=1)}, 1 << 16, 3)
+    assert text.endswith("use --backlog 1024M --ring-size 64M")
+    small = totals.loss_text(stats, ring_bytes=1 << 16, backlog_bytes=0)
+    assert small.endswith("use --backlog 64K --ring-size 256K")
+    missed = loss_text({"a": Counters(missed=1)}, missed=3)
     assert missed == "MISSED 3 packets of the host, met while a probe was running on that CPU"
     for backend, advised in (("kprobe-multi", True), ("kprobe", True), ("fentry", False)):
-        assert ("--backend fentry" in totals.loss_text({}, 1 << 16, 3, backend)) == advised
-    assert "LOST 1 kernel stack" in totals.loss_text({"a": Counters(lost_stack=1)}, 1 << 16, 0)
-    assert totals.loss_text({"a": Counters(seen=5, kept=5)}, 1 << 16, 0) == ""
+        assert ("--backend fentry" in loss_text({}, missed=3, backend=backend)) == advised
+    assert "LOST 1 kernel stack" in loss_text({"a": Counters(lost_stack=1)})
+    assert loss_text({"a": Counters(seen=5, kept=5)}) == ""
 
 
 @pytest.mark.parametrize(

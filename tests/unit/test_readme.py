@@ -68,14 +68,18 @@ def test_exit_statuses_are_those_of_the_program() -> None:
     assert written == codes | {EXIT_INTERRUPTED}
 
 
-def test_the_default_ring_size_is_the_one_told() -> None:
-    from packet_tracer.capture import DEFAULT_RING_BYTES
+def test_the_default_memory_is_the_one_told() -> None:
+    from packet_tracer.capture import DEFAULT_BACKLOG_BYTES, DEFAULT_RING_BYTES
 
-    assert f"({DEFAULT_RING_BYTES >> 20}M for all together" in (ROOT / "docs/capture.md").read_text()
+    told = (ROOT / "docs/capture.md").read_text()
+    assert f"({DEFAULT_RING_BYTES >> 20}M for all together" in told
+    assert f"{DEFAULT_BACKLOG_BYTES >> 20}M, or a quarter of the memory that is free" in told
     text = subprocess.run(
         [sys.executable, "-m", "packet_tracer", "capture", "--help"],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    assert f"[default: {DEFAULT_RING_BYTES >> 20}M]" in " ".join(text.split())
+    shown = " ".join(text.split())
+    assert f"[default: {DEFAULT_RING_BYTES >> 20}M]" in shown
+    assert f"Default: {DEFAULT_BACKLOG_BYTES >> 20}M, or a quarter of what is free" in shown
