@@ -25,7 +25,7 @@ struct block {
 struct backlog {
 	struct ptrace_rings *rings;
 	pthread_t thread;
-	bool started;
+	pid_t process; /* that the thread is of; 0: there is none */
 	int epoll_fd;
 	int stop_fd;
 	__u64 window_ns;
@@ -177,7 +177,8 @@ static void backlog_free(struct backlog *backlog)
 
 	if (!backlog)
 		return;
-	if (backlog->started && write(backlog->stop_fd, &one, sizeof(one)) == sizeof(one))
+	/* A fork has no such thread, and would end its parent's. */
+	if (backlog->process == getpid() && write(backlog->stop_fd, &one, sizeof(one)) == sizeof(one))
 		pthread_join(backlog->thread, NULL);
 	while (backlog->first) {
 		struct block *block = backlog->first;
@@ -219,7 +220,8 @@ static int backlog_start(struct backlog *backlog, const int *map_fds)
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	error = pthread_create(&backlog->thread, NULL, backlog_run, backlog);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	backlog->started = !error;
+	if (!error)
+		backlog->process = getpid();
 	return error;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Iterator
@@ -121,6 +122,17 @@ def test_closing_ends_its_thread_and_gives_back_what_it_kept(filler: Filler) -> 
     ring.close()
     assert threads() == others
     assert memory() - before < 4 << 20
+
+
+def test_a_fork_that_closes_it_does_not_end_it(filler: Filler) -> None:
+    with RingBuffer(filler.rings, backlog_bytes=64 << 20) as ring:
+        child = os.fork()
+        if not child:
+            ring.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        fill(filler, 60)
+        assert drain(ring) == list(range(60 * STEP))
 
 
 def test_what_it_takes_cannot_be_had(filler: Filler) -> None:
