@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Packets that are told apart at once; beyond it the oldest are taken to be gone.
 _REMEMBERED = 1 << 17
+#: Whoever had less is advised as if it were this much.
+_SMALL_BACKLOG = 64 << 20
 
 _OFFSET = next(field.offset for field in EVENT_FIELDS if field.name == "packet_id")
 _PACKET_ID = struct.Struct(f"={_OFFSET}xQ")
@@ -120,7 +122,7 @@ def loss_text(
     if lost:
         each = ", ".join(f"{name} {count:,} of {stats[name].seen:,}" for name, count in lost.items())
         total = counted(sum(lost.values()), "event")
-        memory = f"--backlog {larger(backlog_bytes)} --ring-size {larger(ring_bytes)}"
+        memory = f"--backlog {larger(max(backlog_bytes, _SMALL_BACKLOG))} --ring-size {larger(ring_bytes)}"
         advice = f"read faster (-w FILE), see less (-i, --netns, --probe) or use {memory}"
         parts.append(f"LOST {total}, the rings were full: {each}; {advice}")
     stacks = sum(counters.lost_stack for counters in stats.values())
@@ -137,6 +139,6 @@ def loss_text(
 
 
 def larger(size: int) -> str:
-    """Return four times a size in bytes, as options take it, and 64 KiB at least."""
-    wanted = max(4 * size, 1 << 16)
+    """Return four times a size in bytes, as options take it."""
+    wanted = 4 * size
     return f"{wanted >> 20}M" if wanted >= 1 << 20 else f"{wanted >> 10}K"

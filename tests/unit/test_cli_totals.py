@@ -58,7 +58,7 @@ def test_loss_is_told_by_probe() -> None:
     assert text.startswith("LOST 1,201 events, the rings were full: a 1,200 of 1,500, b 1 of 2; ")
     assert text.endswith("use --backlog 1024M --ring-size 64M")
     small = totals.loss_text(stats, ring_bytes=1 << 16, backlog_bytes=0)
-    assert small.endswith("use --backlog 64K --ring-size 256K")
+    assert small.endswith("use --backlog 256M --ring-size 256K")
     missed = loss_text({"a": Counters(missed=1)}, missed=3)
     assert missed == "MISSED 3 packets of the host, met while a probe was running on that CPU"
     for backend, advised in (("kprobe-multi", True), ("kprobe", True), ("fentry", False)):
