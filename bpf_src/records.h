@@ -81,6 +81,8 @@ enum ptrace_event_flags {
 	PTRACE_EVENT_MERGED = 1 << 18, /* part of another packet by now, its parent */
 	/* At its end: its device is hardware, and this CPU is not in that driver's transmit call. */
 	PTRACE_EVENT_OUTSIDE_TRANSMIT = 1 << 19,
+	/* At an skb's end: others hold its bytes, too, so it was a clone or has some, and the packet lives on. */
+	PTRACE_EVENT_SHARED = 1 << 20,
 };
 
 struct ptrace_event {

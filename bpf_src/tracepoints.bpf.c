@@ -135,6 +135,8 @@ static __always_inline bool trace_last(void *ctx, struct sk_buff *skb, const str
 		return false;
 	if (end->probe_id == PTRACE_PROBE_KFREE_SKB && outside_transmit(view.dev, skb))
 		facts.flags |= PTRACE_EVENT_OUTSIDE_TRANSMIT;
+	if (!holds_alone(skb, view.head))
+		facts.flags |= PTRACE_EVENT_SHARED;
 	take_stack(ctx, &facts);
 	emit_skb(&view, &facts);
 	return true;

@@ -205,7 +205,9 @@ static __always_inline bool leaves_elsewhere(const struct tracked *known, const 
 /*
  * Whether a packet is again where it was first seen, or has a larger TTL than before: then it is a new one. So is one that
  * nothing but its ports tell, if it leaves a namespace that it did not come into; and a UDP datagram: the segments of one that
- * was sent without DF count up from its identification, and those of the next one do so from the number after that.
+ * was sent without DF count up from its identification, and those of the next one do so from the number after that. Clones may
+ * end one after the other at the same place (what asks for a neighbour's address is one each time), if nothing else is known
+ * like it.
  */
 static __always_inline bool is_reborn(const struct tracked *known, const struct ptrace_event *record)
 {
@@ -214,6 +216,8 @@ static __always_inline bool is_reborn(const struct tracked *known, const struct 
 	if ((!(known->content & CONTENT_UNIQUE) || record->l4_protocol == IPPROTO_UDP) &&
 	    leaves_elsewhere(known, record))
 		return true;
+	if (record->flags & PTRACE_EVENT_SHARED && known->content & CONTENT_UNIQUE)
+		return false;
 	return record->probe_id == known->birth_probe && record->ifindex == known->birth_ifindex &&
 	       record->netns_inode == known->birth_netns;
 }

@@ -39,7 +39,8 @@ _SEEN = Selection("size", "probe_id", "timestamp_ns", "packet_id", "skb_address"
 #: Verdicts of a traced XDP program that end a packet: the driver takes its buffer back, and nobody tells.
 _XDP_DROPS = ("XDP_DROP", "XDP_ABORTED")
 #: Stages whose event ends an skb; a clone of it may live on.
-_ENDINGS = ("merged", "freed", "dropped")
+_FREED = "freed"
+_ENDINGS = ("merged", _FREED, "dropped")
 #: What the kernel says where nobody gave it a reason.
 _NO_REASON = "NOT_SPECIFIED"
 #: Its event says that the same bytes go out once more, as another packet; this one may have ended long ago.
@@ -145,10 +146,11 @@ class Journey:
     @property
     def end(self) -> End:
         """How it ended."""
-        events = [event for event in self.events if stage_of(event.probe) != _SENT_AGAIN] or self.events
+        events = self._events_of_its_own()
+        if self.forgotten or not events:
+            kind = EndKind.FORGOTTEN if self.forgotten else EndKind.UNFINISHED
+            return End(kind, self.events[-1])
         last = events[-1]
-        if self.forgotten:
-            return End(EndKind.FORGOTTEN, last)
         if last.hook == Hook.PROGRAM_RETURN and last.verdict in _XDP_DROPS:
             return End(EndKind.DROPPED, last, None, last.verdict, last.probe.removesuffix(" returns"))
         before, ending = last, []
@@ -177,6 +179,20 @@ class Journey:
         if ending:
             return End(EndKind.CONSUMED, last, f"{last.comm}:{last.pid}")
         return End(EndKind.QUEUED if stage == "socket queue" else EndKind.UNFINISHED, last)
+
+    def _events_of_its_own(self) -> list[Event]:
+        """Return the events that tell how it ended: not what is sent again, and not the end of an skb that
+        was not seen before, while others held its bytes: a clone made to be looked at (by a packet socket, or
+        for what asks for a neighbour's address).
+        """
+        stages = [(event, stage_of(event.probe)) for event in self.events]
+        seen = {event.skb_address for event, stage in stages if stage not in _ENDINGS}
+        return [
+            event
+            for event, stage in stages
+            if stage != _SENT_AGAIN
+            and not (stage == _FREED and event.flags & bits.SHARED and event.skb_address not in seen)
+        ]
 
 
 def _freed_when_sent(drop: Event) -> bool:
@@ -217,6 +233,7 @@ class Journeys:
         self._older_numbers: dict[int, int] = {}
         self._context: Context | None = None
         self._endings: frozenset[int] = frozenset()
+        self._freeings: frozenset[int] = frozenset()
 
     @property
     def open(self) -> int:
@@ -244,13 +261,14 @@ class Journeys:
             journey.last_ns = timestamp_ns
             self._events += 1
             living = journey._living
+            of_clone = probe_id in self._freeings and flags & bits.SHARED and skb not in living
             if probe_id in endings:
                 living.discard(skb)
             elif not flags & bits.XDP:
                 living.add(skb)
             if not packet_id:  # without an id it stands for itself
                 over.append(self._give(journey))
-            elif living or probe_id not in endings:
+            elif living or of_clone or probe_id not in endings:
                 under_way[packet_id] = journey
             else:
                 ended[packet_id] = journey
@@ -279,8 +297,9 @@ class Journeys:
 
     def _use(self, context: Context) -> None:
         self._context = context
-        named = context.probes.items()
-        self._endings = frozenset(number for number, name in named if stage_of(name) in _ENDINGS)
+        stages = {number: stage_of(name) for number, name in context.probes.items()}
+        self._endings = frozenset(number for number, stage in stages.items() if stage in _ENDINGS)
+        self._freeings = frozenset(number for number, stage in stages.items() if stage == _FREED)
 
     def _begin(self, packet_id: int, context: Context, *, first: bool) -> Journey:
         known = self._number_of(packet_id)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 
 from packet_tracer.events import Hook
+from packet_tracer.events import flags as bits
 from packet_tracer.formats.journey_json import StackOf
 from packet_tracer.formats.text import packet_text, printable, stack_lines
 from packet_tracer.journey import EndKind, Hop, Journey
@@ -93,6 +94,8 @@ class JourneyText:
         marks = [printable(str(change)) for change in hop.changes if change.what not in _PLACES]
         if hop.event.drop_reason:  # also where it is no end: that of a clone
             marks.append(printable(hop.event.drop_reason))
+        elif hop.event.flags & bits.SHARED:
+            marks.append("a clone")
         elif hop.event.verdict and hop.event.hook not in _OUR_VERDICTS:
             marks.append(hop.event.verdict)
         changes = paint("; ".join(marks), _CHANGE, color=self._color)

@@ -139,6 +139,23 @@ def test_a_dropped_packet_ends_in_the_router_with_the_reason(network: Lab) -> No
         assert "DROPPED NETFILTER_DROP" in JourneyText().format([journey])
 
 
+def test_a_packet_that_waits_for_a_neighbour_in_vain_is_dropped(network: Lab) -> None:
+    """Three times a clone of it is asked with, and freed; the packet itself is dropped a second later."""
+
+    def ask_for_nobody() -> None:
+        with udp_socket(network.client) as sender:
+            for payload in (b"first", b"second"):
+                sender.sendto(payload, ("192.0.2.77", 7000))
+        time.sleep(4)
+
+    found = journeys(network, ask_for_nobody, "dst host 192.0.2.77 and udp")
+    assert len(found) == 2
+    for journey in found:
+        assert [hop.stage for hop in journey.hops][-2:] == ["freed", "dropped"]
+        assert journey.end.kind is EndKind.DROPPED
+        assert journey.end.reason in ("NEIGH_FAILED", "NOT_SPECIFIED", None)  # since Linux 5.18
+
+
 def test_a_datagram_that_was_read_is_consumed(network: Lab) -> None:
     """By the other CPU: since Linux 6.18 one that is read where it was received is freed in silence."""
     cpus = sorted(os.sched_getaffinity(0))

@@ -207,6 +207,29 @@ def test_what_a_driver_frees_as_dropped_after_it_took_it_was_sent() -> None:
     assert received.end.kind is EndKind.DROPPED
 
 
+def test_the_end_of_a_clone_that_was_only_looked_at_is_not_the_packets() -> None:
+    """What asks for a neighbour's address is a clone of the packet that waits for it."""
+    shared = SYN["flags"] | EventFlags.SHARED
+    asked = [seen(at, CONSUMED, flags=shared, skb_address=0x77) for at in (1, 1000, 2000)]
+    waiting = only(*asked)
+    assert (waiting.end.kind, waiting.complete) == (EndKind.UNFINISHED, False)
+    dropped = only(*asked, seen(3000, DROPPED, flags=DROP_FLAGS, **DROP))
+    assert dropped.end.kind is EndKind.DROPPED
+    assert only(seen(1, QUEUED), seen(2, SENT), asked[1]).end.kind is EndKind.SENT
+    # One that went its own way ends it, whoever holds its bytes still: TCP does so with what it has sent.
+    on_its_way = seen(3, CONSUMED, flags=shared)
+    assert only(seen(1, RECEIVED), on_its_way).end.kind is EndKind.CONSUMED
+    assert JourneyText().format([dropped]).count("a clone\n") == 3
+
+
+def test_a_packet_whose_clone_ended_is_waited_for() -> None:
+    grouped = Journeys()
+    clone = seen(1000, CONSUMED, flags=SYN["flags"] | EventFlags.SHARED, skb_address=0x77)
+    grouped.add(records(clone))
+    assert grouped.expire(2900 * MS) == []
+    assert len(grouped.expire(3000 * MS)) == 1
+
+
 def test_what_has_no_end_lies_in_a_queue_or_was_not_seen_again() -> None:
     waiting, lost = only(seen(1, RECEIVED, flags=FIRST), seen(2, QUEUE)), only(seen(1, RECEIVED, flags=FIRST))
     assert (waiting.end.kind, lost.end.kind) == (EndKind.QUEUED, EndKind.UNFINISHED)
