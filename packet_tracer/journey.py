@@ -32,14 +32,17 @@ MAX_EVENTS = 262_144
 #: A packet that ended, and of which no copy is known to live, may still show that one does, for so long.
 SETTLE_NS = 200_000_000
 IDLE_NS = 2_000_000_000
+#: Where a neighbour's address is asked for packets wait for three seconds, and longer than they are idle.
+NEIGHBOUR_NS = 4_000_000_000
 
 #: How often a capture in which nothing happens is looked at for journeys that are over, in seconds.
 _TICK = 0.1
 _SEEN = Selection("size", "probe_id", "timestamp_ns", "packet_id", "skb_address", "flags", "parent_id")
 #: Verdicts of a traced XDP program that end a packet: the driver takes its buffer back, and nobody tells.
 _XDP_DROPS = ("XDP_DROP", "XDP_ABORTED")
-#: Stages whose event ends an skb; a clone of it may live on.
+_NEIGHBOUR = "neighbour"
 _FREED = "freed"
+#: Stages whose event ends an skb; a clone of it may live on.
 _ENDINGS = ("merged", _FREED, "dropped")
 #: What the kernel says where nobody gave it a reason.
 _NO_REASON = "NOT_SPECIFIED"
@@ -206,7 +209,8 @@ class Journeys:
     """Sorts records into journeys, and gives each out once it is over.
 
     A journey is over ``settle_ns`` after an event that ended its packet, if no other clone of it is known to
-    live, else when the packet was not seen for ``idle_ns``. Journeys under way are at most ``max_journeys``
+    live, else when the packet was not seen for ``idle_ns``, or ``neighbour_ns`` where it may be waiting for a
+    neighbour's address. Journeys under way are at most ``max_journeys``
     with at most ``max_events`` events; beyond that those unseen longest are given out: first ended ones, for
     which that is only less patience, then others, which are then counted in ``forgotten``.
     """
@@ -218,15 +222,16 @@ class Journeys:
         max_events: int = MAX_EVENTS,
         settle_ns: int = SETTLE_NS,
         idle_ns: int = IDLE_NS,
+        neighbour_ns: int = NEIGHBOUR_NS,
     ) -> None:
         self.forgotten = 0
         self._max_journeys = max_journeys
         self._max_events = max_events
-        self._settle_ns = settle_ns
-        self._idle_ns = idle_ns
         # Each in the order in which packets were last seen.
-        self._under_way: dict[int, Journey] = {}
         self._ended: dict[int, Journey] = {}
+        self._under_way: dict[int, Journey] = {}
+        self._waiting: dict[int, Journey] = {}
+        self._patience = ((self._ended, settle_ns), (self._under_way, idle_ns), (self._waiting, neighbour_ns))
         self._events = 0
         self._last_number = 0
         self._numbers: dict[int, int] = {}
@@ -234,11 +239,12 @@ class Journeys:
         self._context: Context | None = None
         self._endings: frozenset[int] = frozenset()
         self._freeings: frozenset[int] = frozenset()
+        self._neighbours: frozenset[int] = frozenset()
 
     @property
     def open(self) -> int:
         """How many journeys are not given out yet."""
-        return len(self._under_way) + len(self._ended)
+        return sum(len(journeys) for journeys, _ in self._patience)
 
     def add(self, batch: EventBatch) -> list[Journey]:
         """Take a batch and return the journeys that are over. Raises RecordError at a damaged record."""
@@ -246,12 +252,15 @@ class Journeys:
         if batch.context is not self._context:
             self._use(batch.context)
         context, data, unpack = batch.context, batch.data, _SEEN.unpack_from
-        under_way, ended, endings = self._under_way, self._ended, self._endings
+        under_way, ended, waiting = self._under_way, self._ended, self._waiting
+        endings, freeings, neighbours = self._endings, self._freeings, self._neighbours
         over: list[Journey] = []
         timestamp_ns = 0
         for at in batch.records.offsets:
             size, probe_id, timestamp_ns, packet_id, skb, flags, parent_id = unpack(data, at)
-            journey = under_way.pop(packet_id, None) or ended.pop(packet_id, None)
+            journey = (
+                under_way.pop(packet_id, None) or ended.pop(packet_id, None) or waiting.pop(packet_id, None)
+            )
             if journey is None:
                 journey = self._begin(packet_id, context, first=bool(flags & bits.FIRST_SIGHT))
             if parent_id != journey.parent_id:
@@ -261,25 +270,28 @@ class Journeys:
             journey.last_ns = timestamp_ns
             self._events += 1
             living = journey._living
-            of_clone = probe_id in self._freeings and flags & bits.SHARED and skb not in living
+            of_clone = probe_id in freeings and flags & bits.SHARED and skb not in living
             if probe_id in endings:
                 living.discard(skb)
             elif not flags & bits.XDP:
                 living.add(skb)
             if not packet_id:  # without an id it stands for itself
                 over.append(self._give(journey))
-            elif living or of_clone or probe_id not in endings:
+            elif of_clone or probe_id in neighbours:
+                waiting[packet_id] = journey
+            elif living or probe_id not in endings:
                 under_way[packet_id] = journey
             else:
                 ended[packet_id] = journey
-            if self._events > self._max_events or len(under_way) + len(ended) > self._max_journeys:
+            held = len(under_way) + len(ended) + len(waiting)
+            if self._events > self._max_events or held > self._max_journeys:
                 over.append(self._make_room())
         return over + self.expire(timestamp_ns)
 
     def expire(self, now_ns: int) -> list[Journey]:
         """Return the journeys that are over by ``now_ns`` (CLOCK_MONOTONIC)."""
         over = []
-        for journeys, patience in ((self._ended, self._settle_ns), (self._under_way, self._idle_ns)):
+        for journeys, patience in self._patience:
             while journeys:
                 packet_id = next(iter(journeys))
                 if now_ns - journeys[packet_id].last_ns < patience:
@@ -290,9 +302,9 @@ class Journeys:
 
     def finish(self) -> list[Journey]:
         """Return all that are left: the capture has ended."""
-        left = [*self._under_way.values(), *self._ended.values()]
-        self._under_way.clear()
-        self._ended.clear()
+        left = [journey for journeys, _ in self._patience for journey in journeys.values()]
+        for journeys, _ in self._patience:
+            journeys.clear()
         return [self._give(journey) for journey in sorted(left, key=lambda journey: journey.number)]
 
     def _use(self, context: Context) -> None:
@@ -300,6 +312,7 @@ class Journeys:
         stages = {number: stage_of(name) for number, name in context.probes.items()}
         self._endings = frozenset(number for number, stage in stages.items() if stage in _ENDINGS)
         self._freeings = frozenset(number for number, stage in stages.items() if stage == _FREED)
+        self._neighbours = frozenset(number for number, stage in stages.items() if stage == _NEIGHBOUR)
 
     def _begin(self, packet_id: int, context: Context, *, first: bool) -> Journey:
         known = self._number_of(packet_id)
@@ -322,17 +335,17 @@ class Journeys:
             journey.made = True
         journey.parent_id = parent_id
         journey.parent = self._number_of(parent_id)
-        parent = self._under_way.get(parent_id) or self._ended.get(parent_id)
+        parent = next((journeys[parent_id] for journeys, _ in self._patience if parent_id in journeys), None)
         if parent is not None:
             parent.children.append(journey.number)
 
     def _make_room(self) -> Journey:
         """Give out the journey of the packet longest unseen, an ended one if there is any."""
-        if self._ended:
-            return self._give(self._ended.pop(next(iter(self._ended))))
-        journey = self._under_way.pop(next(iter(self._under_way)))
-        journey.forgotten = True
-        self.forgotten += 1
+        journeys = self._ended or self._under_way or self._waiting
+        journey = journeys.pop(next(iter(journeys)))
+        if journeys is not self._ended:
+            journey.forgotten = True
+            self.forgotten += 1
         return self._give(journey)
 
     def _give(self, journey: Journey) -> Journey:

@@ -1,75 +1,39 @@
-"""Journeys from records made by hand: grouping, ends, changes, bounds, and how they are printed."""
+"""Journeys from records made by hand: grouping, ends, waiting, bounds."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from packet_tracer.events import Context, EventBatch, EventFlags, Hook, ProbeId
-from packet_tracer.events.names import MAPPED_PREFIX
+from packet_tracer.events import EventBatch, EventFlags, Hook, ProbeId
 from packet_tracer.events.records import encode
-from packet_tracer.formats.journeys import JourneyText, duration_text, end_text
-from packet_tracer.journey import EndKind, Journey, Journeys
-from tests.unit.format_records import SYN, context
-
-CLIENT, ROUTER, SERVER = 11, 12, 13
-FORWARD, READ, QUEUE, DONE, MERGED, AGAIN, ENTRY = 64, 66, 68, 70, 72, 74, 76
-FIRST = EventFlags.FIRST_SIGHT | SYN["flags"]
-PART = EventFlags.MERGED | SYN["flags"]
-MS = 1_000_000
-
-
-def names() -> Context:
-    """One context for all batches of a capture."""
-    probes = {int(probe): probe.name.lower() for probe in ProbeId}
-    functions = {
-        FORWARD: "ip_forward",
-        READ: "skb_copy_datagram_iter",
-        QUEUE: "tcp_data_queue",
-        DONE: "__kfree_skb",
-        MERGED: "kfree_skb_partial",
-        AGAIN: "__tcp_retransmit_skb",
-    }
-    made = context(
-        interfaces={(CLIENT, 3): "c0", (ROUTER, 4): "r0", (ROUTER, 5): "r1", (SERVER, 3): "s0"},
-        namespaces={CLIENT: "client", ROUTER: "router", SERVER: "server"},
-    )
-    return replace(made, probes=probes | functions)
-
-
-NAMES = names()
-
-
-def seen(at_ms: float, probe: int, **changes: Any) -> dict[str, Any]:
-    """What one probe saw of packet 1 at a time, at the client unless changed."""
-    return SYN | {"timestamp_ns": int(at_ms * MS), "probe_id": probe, "packet_id": 1} | changes
-
-
-def records(*members: dict[str, Any]) -> EventBatch:
-    return EventBatch.from_bytes(b"".join(encode(**one) for one in members), NAMES)
-
-
-def journeys(*members: dict[str, Any]) -> list[Journey]:
-    """All journeys of these records."""
-    grouped = Journeys()
-    return grouped.add(records(*members)) + grouped.finish()
-
-
-def only(*members: dict[str, Any]) -> Journey:
-    (journey,) = journeys(*members)
-    return journey
-
-
-def changes_at(journey: Journey, hop: int) -> list[str]:
-    return [str(change) for change in journey.hops[hop].changes]
-
-
-QUEUED, SENT = ProbeId.NET_DEV_QUEUE, ProbeId.NET_DEV_START_XMIT
-RECEIVED = ProbeId.NETIF_RECEIVE_SKB
-CONSUMED, DROPPED = ProbeId.CONSUME_SKB, ProbeId.KFREE_SKB
-DROP = {"drop_reason": 6, "location": 0x1234}
-DROP_FLAGS = SYN["flags"] | EventFlags.DROP_REASON | EventFlags.DROP_LOCATION
-
+from packet_tracer.formats.journeys import JourneyText, end_text
+from packet_tracer.journey import EndKind, Journeys
+from tests.unit.format_records import SYN
+from tests.unit.journey_records import (
+    AGAIN,
+    CONSUMED,
+    DONE,
+    DROP,
+    DROP_FLAGS,
+    DROPPED,
+    ENTRY,
+    FIRST,
+    FORWARD,
+    MERGED,
+    MS,
+    NAMES,
+    PART,
+    QUEUE,
+    QUEUED,
+    READ,
+    RECEIVED,
+    RESOLVE,
+    SENT,
+    journeys,
+    only,
+    records,
+    seen,
+)
 
 # Grouping
 
@@ -222,14 +186,6 @@ def test_the_end_of_a_clone_that_was_only_looked_at_is_not_the_packets() -> None
     assert JourneyText().format([dropped]).count("a clone\n") == 3
 
 
-def test_a_packet_whose_clone_ended_is_waited_for() -> None:
-    grouped = Journeys()
-    clone = seen(1000, CONSUMED, flags=SYN["flags"] | EventFlags.SHARED, skb_address=0x77)
-    grouped.add(records(clone))
-    assert grouped.expire(2900 * MS) == []
-    assert len(grouped.expire(3000 * MS)) == 1
-
-
 def test_what_has_no_end_lies_in_a_queue_or_was_not_seen_again() -> None:
     waiting, lost = only(seen(1, RECEIVED, flags=FIRST), seen(2, QUEUE)), only(seen(1, RECEIVED, flags=FIRST))
     assert (waiting.end.kind, lost.end.kind) == (EndKind.QUEUED, EndKind.UNFINISHED)
@@ -258,6 +214,21 @@ def test_while_a_clone_lives_it_is_waited_for() -> None:
     grouped.add(records(seen(1000, RECEIVED), seen(1001, RECEIVED, skb_address=64), seen(1002, CONSUMED)))
     assert grouped.expire(3001 * MS) == []
     assert len(grouped.expire(3002 * MS)) == 1
+
+
+def test_a_packet_that_may_wait_for_a_neighbour_is_waited_for() -> None:
+    """The kernel asks three times, a second apart, before it drops what waits."""
+    clone = seen(1000, CONSUMED, flags=SYN["flags"] | EventFlags.SHARED, skb_address=0x77)
+    for last in (clone, seen(1000, RESOLVE)):
+        grouped = Journeys()
+        grouped.add(records(seen(999, FORWARD), last))
+        assert grouped.expire(4900 * MS) == []
+        assert grouped.open == 1
+        (journey,) = grouped.add(records(seen(4950, DROPPED, **DROP))) + grouped.expire(5200 * MS)
+        assert (len(journey.records), journey.end.kind) == (3, EndKind.DROPPED)
+        assert grouped.open == 0
+        grouped.add(records(seen(6000, FORWARD, packet_id=2), last | {"packet_id": 2}))
+        assert len(grouped.expire(5000 * MS)) == 1
 
 
 def test_time_goes_on_with_the_records() -> None:
@@ -312,125 +283,6 @@ def test_the_number_of_events_kept_is_bounded_too() -> None:
     over = grouped.add(records(*(seen(number, RECEIVED) for number in range(1, 9))))
     assert [len(one.records) for one in over] == [4, 4]
     assert grouped.forgotten == 2
-
-
-# Changes
-
-
-def test_a_router_takes_one_from_the_ttl_and_moves_it_on() -> None:
-    journey = only(
-        seen(1, SENT),
-        seen(2, RECEIVED, netns_inode=ROUTER, ifindex=4),
-        seen(3, FORWARD, netns_inode=ROUTER, ifindex=5, ttl=63),
-    )
-    assert changes_at(journey, 1) == ["namespace client -> router", "interface c0 -> r0"]
-    assert changes_at(journey, 2) == ["interface r0 -> r1", "ttl 64 -> 63"]
-
-
-def test_nat_is_marked_where_it_happens() -> None:
-    other = {"destination": MAPPED_PREFIX + bytes([203, 0, 113, 9]), "destination_port": 8080}
-    journey = only(seen(1, RECEIVED), seen(2, FORWARD, **other), seen(3, SENT, **other))
-    assert changes_at(journey, 1) == ["destination 198.51.100.2.0 -> 203.0.113.9.8080"]
-    assert changes_at(journey, 2) == []
-
-
-def test_a_clone_with_the_headers_from_before_nat_is_no_change_back() -> None:
-    other = {"source": MAPPED_PREFIX + bytes([203, 0, 113, 9])}
-    clone = {"skb_address": 0xFFFF888000000100}
-    journey = only(
-        seen(1, RECEIVED), seen(2, RECEIVED, **clone), seen(3, FORWARD, **other), seen(4, CONSUMED, **clone)
-    )
-    assert [len(hop.changes) for hop in journey.hops] == [0, 0, 1, 0]
-
-
-def test_a_link_header_more_or_less_is_no_change_of_length() -> None:
-    without = {"flags": FIRST & ~EventFlags.LINK_HEADER, "network_offset": 0, "packet_length": 60}
-    journey = only(seen(1, FORWARD, **without), seen(2, SENT, network_offset=14, packet_length=74))
-    assert changes_at(journey, 1) == []
-
-
-def test_a_tunnel_is_told_by_its_outer_header() -> None:
-    outer = {
-        "source": MAPPED_PREFIX + bytes([203, 0, 113, 1]),
-        "destination": MAPPED_PREFIX + bytes([203, 0, 113, 2]),
-        "l4_protocol": 17,
-        "flags": EventFlags.IP | EventFlags.PORTS | EventFlags.LINK_HEADER,
-        "destination_port": 4789,
-        "packet_length": 124,
-    }
-    journey = only(seen(1, FORWARD), seen(2, SENT, **outer), seen(3, RECEIVED))
-    (into,), (out,) = changes_at(journey, 1), changes_at(journey, 2)
-    assert into.startswith("encapsulated: ")
-    assert "VXLAN 203.0.113.1.40000 > 203.0.113.2.4789, +50 bytes" in into
-    assert out.startswith("decapsulated: ")
-    assert out.endswith("-50 bytes")
-
-
-def test_vlan_and_mark() -> None:
-    tagged = {"flags": SYN["flags"] | EventFlags.VLAN, "vlan_tci": 0x2007, "mark": 5}
-    assert changes_at(only(seen(1, FORWARD), seen(2, SENT, **tagged)), 1) == [
-        "vlan none -> 7",
-        "mark 0x0 -> 0x5",
-    ]
-
-
-def test_what_tcp_keeps_in_the_place_of_the_mark_is_no_mark() -> None:
-    """Before there is a device, and where its own copy is freed."""
-    journey = only(seen(1, FORWARD, ifindex=0, mark=0x1C0), seen(2, SENT), seen(3, DONE, mark=0x1C0))
-    assert [hop.changes for hop in journey.hops] == [(), (), ()]
-
-
-def test_headers_that_are_only_remembered_change_nothing() -> None:
-    remembered = {"flags": SYN["flags"] | EventFlags.NO_PACKET, "ttl": 9}
-    assert changes_at(only(seen(1, SENT), seen(2, ProbeId.NET_DEV_XMIT, **remembered)), 1) == []
-
-
-# Text
-
-
-def test_the_lines_of_a_journey() -> None:
-    dropped = {"netns_inode": ROUTER, "ifindex": 4, "flags": DROP_FLAGS, "ttl": 63, **DROP}
-    journey = only(seen(1, QUEUED, flags=FIRST), seen(1.0124, DROPPED, **dropped))
-    title, first, second, end, empty = JourneyText().format([journey]).split("\n")[:5]
-    assert title.startswith("packet 1  ")
-    assert title.endswith("IP 192.0.2.2.40000 > 198.51.100.2.0: tcp [S] seq 1000")
-    assert first.split() == ["+0.0us", "qdisc", "net_dev_queue", "client/c0"]
-    assert second.split() == "+12.4us dropped kfree_skb router/r0 ttl 64 -> 63; NETFILTER_DROP".split()
-    assert end == "  DROPPED NETFILTER_DROP at nf_hook_slow+0x42, 12.4us after its first event"
-    assert empty == ""
-
-
-def test_columns_are_aligned() -> None:
-    text = JourneyText().format([only(seen(1, QUEUED), seen(2, RECEIVED, netns_inode=SERVER, ifindex=3))])
-    _, first, second, *_ = text.splitlines()
-    assert first.index("net_dev_queue") == second.index("netif_receive_skb")
-    assert first.index("client/c0") == second.index("server/s0")
-
-
-def test_colours_only_when_asked_for_and_control_characters_never() -> None:
-    hostile = only(seen(1, RECEIVED), seen(2, READ, comm=b"\x1b[2Jx", pid=1))
-    plain, coloured = JourneyText().format([hostile]), JourneyText(color=True).format([hostile])
-    assert "\x1b" not in plain
-    assert "READ by \\x1b[2Jx:1" in plain
-    assert "\x1b[1;32m" in coloured
-    assert "\x1b[2J" not in coloured
-
-
-def test_relatives_are_named() -> None:
-    text = JourneyText().format(
-        journeys(seen(1, QUEUED, packet_id=5, flags=FIRST), seen(2, SENT, packet_id=6, parent_id=5))
-    )
-    assert "; see packet 2\n" in text
-    assert "packet 2 (made from packet 1)  " in text
-
-
-def test_durations() -> None:
-    assert [duration_text(ns) for ns in (0, 12_400, 3_100_000, 2_000_000_000)] == [
-        "0.0us",
-        "12.4us",
-        "3.1ms",
-        "2.0s",
-    ]
 
 
 def test_a_traced_program_s_drop_is_an_end() -> None:

@@ -10,7 +10,7 @@ from packet_tracer.formats.frame import lines_schema
 from packet_tracer.formats.journey_json import JourneyJson
 from packet_tracer.formats.journeys import JourneyText
 from packet_tracer.journey import Journey
-from tests.unit.test_journey import (
+from tests.unit.journey_records import (
     DROP,
     DROP_FLAGS,
     DROPPED,
