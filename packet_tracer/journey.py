@@ -210,9 +210,9 @@ class Journeys:
 
     A journey is over ``settle_ns`` after an event that ended its packet, if no other clone of it is known to
     live, else when the packet was not seen for ``idle_ns``, or ``neighbour_ns`` where it may be waiting for a
-    neighbour's address. Journeys under way are at most ``max_journeys``
-    with at most ``max_events`` events; beyond that those unseen longest are given out: first ended ones, for
-    which that is only less patience, then others, which are then counted in ``forgotten``.
+    neighbour's address. Journeys under way are at most ``max_journeys`` with at most ``max_events`` events;
+    beyond that those unseen longest are given out: first ended ones, for which that is only less patience,
+    then others, which are then counted in ``forgotten``.
     """
 
     def __init__(

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from packet_tracer.bpf.enums import ProgramType
+from packet_tracer.bpf.features import probe_program_type
 from packet_tracer.lab import Lab
 from packet_tracer.probes.function_probes import BACKENDS, Backend
+from tests.kernel.filling import Filler
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +23,16 @@ def network() -> Iterator[Lab]:
 def backend(request: pytest.FixtureRequest) -> Backend:
     name: Backend = request.param
     return name
+
+
+@pytest.fixture(scope="module")
+def syscall_programs() -> None:
+    feature = probe_program_type(ProgramType.SYSCALL)
+    if not feature:
+        pytest.skip(f"the rings are filled by syscall programs (Linux 5.14): {feature.reason}")
+
+
+@pytest.fixture
+def filler() -> Iterator[Filler]:
+    with Filler() as made:
+        yield made

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from packet_tracer.bpf.enums import MapType
 from packet_tracer.bpf.maps import Map, RawMap
-from packet_tracer.bpf.ring import RecordBatch
+from packet_tracer.bpf.ring import RecordBatch, RingBuffer
 from tests.kernel.loading import load
 
 #: BPF_RB_NO_WAKEUP, BPF_RB_FORCE_WAKEUP.
@@ -86,3 +86,11 @@ class Filler:
 def records(batch: RecordBatch) -> list[Record]:
     """Return the heads of a batch's records."""
     return [Record._make(_HEAD.unpack_from(record)) for record in batch]
+
+
+def drain(ring: RingBuffer) -> list[Record]:
+    """Return the heads of all records that are left."""
+    found: list[Record] = []
+    while (batch := ring.flush()).count:
+        found += records(batch)
+    return found

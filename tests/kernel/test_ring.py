@@ -11,38 +11,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from packet_tracer.bpf.enums import MapType, ProgramType
+from packet_tracer.bpf.enums import MapType
 from packet_tracer.bpf.errors import MapError
-from packet_tracer.bpf.features import probe_program_type
 from packet_tracer.bpf.maps import RawMap
 from packet_tracer.bpf.ring import RecordBatch, RingBuffer
 from packet_tracer.errors import RecordError
-from tests.kernel.filling import FORCE_WAKEUP, NO_WAKEUP, SECOND, Filler, Record, records
+from tests.kernel.filling import FORCE_WAKEUP, NO_WAKEUP, SECOND, Filler, drain, records
 
-
-@pytest.fixture(autouse=True, scope="module")
-def syscall_programs() -> None:
-    feature = probe_program_type(ProgramType.SYSCALL)
-    if not feature:
-        pytest.skip(f"the rings are filled by syscall programs (Linux 5.14): {feature.reason}")
-
-
-@pytest.fixture
-def filler() -> Iterator[Filler]:
-    with Filler() as made:
-        yield made
-
-
-def drain(ring: RingBuffer) -> list[Record]:
-    found: list[Record] = []
-    while (batch := ring.flush()).count:
-        found += records(batch)
-    return found
+pytestmark = pytest.mark.usefixtures("syscall_programs")
 
 
 @pytest.mark.parametrize("size", [24, 104, 240, 336, 4096])

@@ -5,33 +5,20 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from packet_tracer.bpf.enums import ProgramType
 from packet_tracer.bpf.errors import MapError
-from packet_tracer.bpf.features import probe_program_type
 from packet_tracer.bpf.ring import RingBuffer
-from tests.kernel.filling import FORCE_WAKEUP, SECOND, Filler, records
+from tests.kernel.filling import FORCE_WAKEUP, SECOND, Filler, drain, records
 
 SIZE = 240
 #: Records that fill a quarter of a ring, and no more.
 STEP = 1000
 
 
-@pytest.fixture(autouse=True, scope="module")
-def syscall_programs() -> None:
-    feature = probe_program_type(ProgramType.SYSCALL)
-    if not feature:
-        pytest.skip(f"the rings are filled by syscall programs (Linux 5.14): {feature.reason}")
-
-
-@pytest.fixture
-def filler() -> Iterator[Filler]:
-    with Filler() as made:
-        yield made
+pytestmark = pytest.mark.usefixtures("syscall_programs")
 
 
 def fill(filler: Filler, steps: int) -> None:
@@ -41,11 +28,8 @@ def fill(filler: Filler, steps: int) -> None:
         time.sleep(0.01)
 
 
-def drain(ring: RingBuffer) -> list[int]:
-    numbers = []
-    while (batch := ring.flush()).count:
-        numbers += [record.number for record in records(batch)]
-    return numbers
+def numbers_left(ring: RingBuffer) -> list[int]:
+    return [record.number for record in drain(ring)]
 
 
 def memory() -> int:
@@ -62,7 +46,7 @@ def test_more_than_the_rings_have_room_for(filler: Filler) -> None:
     """Both together hold some 8,000 of these records; 60,000 are written before anyone reads."""
     with RingBuffer(filler.rings, backlog_bytes=64 << 20) as ring:
         fill(filler, 60)
-        assert drain(ring) == list(range(60 * STEP))
+        assert numbers_left(ring) == list(range(60 * STEP))
         assert ring.statistics.records == 60 * STEP
         assert ring.statistics.bytes == 60 * STEP * SIZE
         assert ring.statistics.out_of_order == 0
@@ -71,19 +55,19 @@ def test_more_than_the_rings_have_room_for(filler: Filler) -> None:
 def test_without_it_that_is_lost(filler: Filler) -> None:
     with RingBuffer(filler.rings) as ring:
         fill(filler, 60)
-        assert len(drain(ring)) < 10 * STEP
+        assert len(numbers_left(ring)) < 10 * STEP
 
 
 def test_it_stops_at_its_limit_and_goes_on_when_that_was_read(filler: Filler) -> None:
     limit = 2 << 20
     with RingBuffer(filler.rings, backlog_bytes=limit) as ring:
         fill(filler, 60)
-        kept = drain(ring)
+        kept = numbers_left(ring)
         # A block may reach beyond the limit by what was in the rings when it was taken.
         assert limit <= len(kept) * SIZE < limit + (4 << 20)
         assert kept == sorted(set(kept))
         fill(filler, 8)
-        assert drain(ring) == list(range(8 * STEP))
+        assert numbers_left(ring) == list(range(8 * STEP))
 
 
 def test_its_memory_comes_with_what_it_keeps_and_goes_when_that_was_read(filler: Filler) -> None:
@@ -108,7 +92,7 @@ def test_young_records_wait_for_the_window(filler: Filler) -> None:
         time.sleep(2 * window / SECOND)
         filler.fill(0, 1, age_ns=window // 2, flags=FORCE_WAKEUP, first=5000)
         time.sleep(0.05)
-        assert drain(ring) == [*range(100), *range(1000, 2000), 5000]
+        assert numbers_left(ring) == [*range(100), *range(1000, 2000), 5000]
         assert ring.statistics.out_of_order == 0
 
 
@@ -132,7 +116,7 @@ def test_a_fork_that_closes_it_does_not_end_it(filler: Filler) -> None:
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         fill(filler, 60)
-        assert drain(ring) == list(range(60 * STEP))
+        assert numbers_left(ring) == list(range(60 * STEP))
 
 
 def test_what_it_takes_cannot_be_had(filler: Filler) -> None:
@@ -156,5 +140,5 @@ def test_who_waits_has_all_at_once(filler: Filler) -> None:
         for step in range(20):
             filler.fill(0, STEP, size=SIZE, flags=FORCE_WAKEUP, first=step * STEP)
             numbers += [record.number for record in records(ring.read(1))]
-        numbers += drain(ring)
+        numbers += numbers_left(ring)
         assert numbers == list(range(20 * STEP))
