@@ -1,6 +1,9 @@
 """ptrace and pwru side by side, in one virtual machine: what they cost, and what they lose.
 
-    python -m benchmarks.pwru [KERNEL]        KERNEL as of tests.matrix: trixie (default), sid, ...
+    python -m benchmarks.pwru [KERNEL] [--alone]    KERNEL as of tests.matrix: trixie (default), sid, ...
+
+``--alone`` takes the second CPU away while a tool attaches and detaches: on 7.3 the kernel patches itself
+meanwhile, and the emulator has the other CPU meet a breakpoint of it that is gone ("Oops: int3").
 
 Needs iperf3. What a tool does to traffic is measured with a filter that matches nothing, a hundredth of the
 packets, and all.
@@ -48,6 +51,8 @@ SHARES = {
     "all": "icmp or tcp",
 }
 OUTPUT = Path("/dev/shm/ptrace-benchmark")
+#: What takes the second CPU away while the kernel patches itself, if that is wanted.
+_SECOND_CPU: list[Path] = []
 #: Longest wait for a tool to attach, and to write down what it holds, in seconds.
 PATIENCE = 300.0
 
@@ -55,14 +60,14 @@ PATIENCE = 300.0
 def main(words: list[str]) -> int:
     """Fetch pwru, boot the machine, run the comparison there, print the table."""
     if words[:1] == ["--guest"]:
-        return guest(words[1])
+        return guest(words[1], alone="--alone" in words)
     if words[:1] == ["--guest-instructions"]:
         return guest_instructions(words[1])
     from benchmarks.start import compile_modules
     from tests.matrix.kernels import _Apt, default_cache  # the project's own way to other suites
 
     compile_modules()
-    kernel = words[0] if words else "trixie"
+    kernel = next((word for word in words if word != "--alone"), "trixie")
     state = default_cache() / "apt" / "trixie"
     with tempfile.TemporaryDirectory(dir=default_cache()) as directory:
         apt = _Apt("trixie", state)
@@ -70,10 +75,11 @@ def main(words: list[str]) -> int:
         (package,) = apt.download(["pwru"], Path(directory))
         subprocess.run(["dpkg-deb", "-x", package, directory], check=True)
         program = f"{directory}/usr/bin/pwru"
-        command = [sys.executable, "-m", "tests.matrix", "--memory", "3G", "--cpus", "2", "--timeout", "1500"]
+        command = [sys.executable, "-m", "tests.matrix", "--memory", "3G", "--cpus", "2", "--timeout", "5400"]
         status = 0
         for counting, mode in (([], "--guest"), (["--count-instructions"], "--guest-instructions")):
-            inside = f"{sys.executable} -m benchmarks.pwru {mode} {program}"
+            alone = "--alone" if "--alone" in words else ""
+            inside = f"{sys.executable} -m benchmarks.pwru {mode} {program} {alone}"
             status |= subprocess.run([*command, *counting, kernel, "--", inside], check=False).returncode
         return status
 
@@ -88,10 +94,12 @@ def tools(pwru: str) -> dict[str, list[str]]:
     }
 
 
-def guest(pwru: str) -> int:
-    """Run in the virtual machine: the comparison itself."""
+def guest(pwru: str, *, alone: bool) -> int:
+    """Run in the virtual machine: the comparison itself. ``alone``: with one CPU while tools attach."""
     from packet_tracer import lab
 
+    if alone:
+        _SECOND_CPU.append(Path("/sys/devices/system/cpu/cpu1/online"))
     move_to_memory(pwru)
     with lab.Lab() as network:
         client = network.client.name
@@ -159,16 +167,12 @@ def in_turns(
     without = [round_trip(client, target)]
     for _ in range(ROUNDS):
         for name, command in commands.items():
-            started = time.monotonic()
-            with running([*command, NOTHING]) as process:
-                attached = time.monotonic() - started
+            with running([*command, NOTHING]) as (process, attached):
                 before = cpu_seconds(process.pid)
                 time.sleep(3)
                 idle = 100 * (cpu_seconds(process.pid) - before) / 3
                 delay = round_trip(client, target)
-                started = time.monotonic()
-                stop(process)
-                detached = time.monotonic() - started
+                detached = stop(process)
             without.append(round_trip(client, target))
             rounds[name].append(
                 {
@@ -215,7 +219,7 @@ def on_traffic(command: list[str], network: Lab) -> dict[str, float | int | str]
 
 def in_a_flood(command: list[str], client: str, target: str) -> dict[str, float | int | str]:
     """Measure what becomes of the events of a flood that all matches."""
-    with counted_runs(), running(command) as process:
+    with counted_runs(), running(command) as (process, _):
         runs_before = program_runs(process.pid)
         ping(client, target, PINGS)
         time.sleep(1)
@@ -232,24 +236,35 @@ def in_a_flood(command: list[str], client: str, target: str) -> dict[str, float 
 
 
 @contextmanager
-def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a tool that writes to memory, and wait until it says that it is attached."""
+def running(command: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+    """Start a tool that writes to memory, wait until it says that it is attached, and yield its process and
+    how long that took, in seconds.
+    """
     program = shutil.which(command[0], path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    second_cpu(False)
+    started = time.monotonic()
     with (
         OUTPUT.with_suffix(".out").open("wb") as output,
         OUTPUT.with_suffix(".err").open("wb") as errors,
         subprocess.Popen([program or command[0], *command[1:]], stdout=output, stderr=errors) as process,
     ):
-        deadline = time.monotonic() + PATIENCE
         said = OUTPUT.with_suffix(".err")
         while not re.search(r"Listening|tracing with", said.read_text(errors="replace")):
-            if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > started + PATIENCE:
                 sys.exit(f"{command[0]} did not start: {said.read_text()}")
             time.sleep(0.05)
+        attached = time.monotonic() - started
+        second_cpu(True)
         try:
-            yield process
+            yield process, attached
         finally:
             stop(process)
+
+
+def second_cpu(there: bool) -> None:
+    """Take the second CPU away, or bring it back, where tools are to attach and to detach without it."""
+    for switch in _SECOND_CPU:
+        switch.write_text(str(int(there)))
 
 
 @contextmanager
@@ -263,11 +278,17 @@ def counted_runs() -> Iterator[None]:
         switch.write_text("0")
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a tool as ctrl-C does, and wait for it."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE)
+def stop(process: subprocess.Popen[bytes]) -> float:
+    """End a tool as ctrl-C does, wait for it, and return how long that took, in seconds."""
+    if process.poll() is not None:
+        return 0.0
+    second_cpu(False)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.wait(PATIENCE)
+    seconds = time.monotonic() - started
+    second_cpu(True)
+    return seconds
 
 
 def settle() -> None:
