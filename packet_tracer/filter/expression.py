@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,6 +20,10 @@ from packet_tracer.filter.typed import TypedMemory
 _REJECT_ALL = (cbpf.Instruction(cbpf.RET, 0, 0, 0),)
 #: The keyword, and not a host of that name or a part of another word.
 _VLAN = re.compile(r"(?<![\w.\\-])vlan(?![\w.-])")
+#: Keywords that move all that follows them behind a header of the link layer.
+_ENCAPSULATION = re.compile(r"(?<![\w.\\-])(vlan|mpls|pppoed|pppoes)(?![\w.-])")
+#: What an expression is made of: words, parentheses, and all the rest as it is.
+_WORD = re.compile(r"[\w.:\\/-]+|[()]|\|\||\s+|.", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,9 @@ class Filter:
     ethernet: tuple[cbpf.Instruction, ...]
     """Classic BPF for packets that begin with an Ethernet header."""
     raw: tuple[cbpf.Instruction, ...]
-    """Classic BPF for packets that begin with an IP header; rejects all if only Ethernet can match."""
+    """Classic BPF for packets that begin with an IP header; rejects all if only Ethernet can match.
+
+    Of alternatives (``port 80 or (vlan and port 80)``) those that can are in it."""
 
     inner: Filter | None = None
     """What the packet inside a tunnel must match as well."""
@@ -125,15 +132,59 @@ def _compile(expression: str) -> Filter:
     expression = expression.strip()
     ethernet = pcap.compile_expression(expression, LinkType.ETHERNET)
     validate(ethernet, expression)
+    raw = _compile_raw(expression) or _compile_alternatives(expression, ethernet)
+    return Filter(expression, ethernet, raw or _REJECT_ALL)
+
+
+def _compile_raw(expression: str) -> tuple[cbpf.Instruction, ...] | None:
+    """Compile for packets that begin with IP; None for what speaks of the link layer (``arp``)."""
     try:
         raw = pcap.compile_expression(expression, LinkType.RAW)
         validate(raw, expression)
     except PcapMissingError:
         raise
     except FilterError:
-        # It speaks of the link layer ("arp", "ether host ..."): no packet without one can match.
-        raw = _REJECT_ALL
-    return Filter(expression, ethernet, raw)
+        return None
+    return raw
+
+
+def _compile_alternatives(
+    expression: str, ethernet: tuple[cbpf.Instruction, ...]
+) -> tuple[cbpf.Instruction, ...] | None:
+    """Compile for packets that begin with IP those alternatives of ``a or b`` that ask for no link layer.
+
+    ``port 80 or (vlan and port 80)`` is ``port 80`` there. None where there are none. What stands behind a
+    ``vlan`` is not for packets without one: pcap-filter(7).
+    """
+    parts: list[str] = []
+    for part in _alternatives(expression):
+        # What needs no link layer stays together: in `port 80 or 443` the second is a port, too.
+        if parts and _compile_raw(together := f"{parts[-1]} or {part}"):
+            parts[-1] = together
+        else:
+            parts.append(part)
+    whole = " or ".join(f"({part})" for part in parts)
+    # `ether host A or B` is no `ether host A` or `B`: whether it was cut in the right places, its code tells.
+    try:
+        if pcap.compile_expression(whole, LinkType.ETHERNET) != ethernet:
+            return None
+    except FilterError:
+        return None
+    usable = itertools.takewhile(lambda part: not _ENCAPSULATION.search(part), parts)
+    found = " or ".join(f"({part})" for part in usable if part and _compile_raw(part))
+    return _compile_raw(found) if found else None
+
+
+def _alternatives(expression: str) -> list[str]:
+    """Cut an expression at each ``or`` that is in no parentheses."""
+    parts, depth = [""], 0
+    for word in _WORD.findall(expression):
+        depth += (word == "(") - (word == ")")
+        if word in ("or", "||") and not depth:
+            parts.append("")
+        else:
+            parts[-1] += word
+    return [part.strip() for part in parts]
 
 
 def disassemble(filter_: Filter, stub: Stub | None = None) -> str:

@@ -117,6 +117,32 @@ def test_an_expression_of_the_link_layer_rejects_packets_without_one() -> None:
     assert not arp.matches(bytes(100), link_type=LinkType.RAW)
 
 
+@pytest.mark.parametrize(
+    ("expression", "without_link_layer"),
+    [
+        ("port 80 or (vlan and port 80)", "port 80"),
+        ("port 80 or 443 || (vlan and port 80)", "port 80 or 443"),
+        (
+            "ether host 02:00:00:00:00:01 or (udp and (port 1 or port 2)) or icmp",
+            "(udp and (port 1 or port 2)) or icmp",
+        ),
+        # What stands behind a tag is about what is behind a tag.
+        ("vlan or udp", ""),
+        ("tcp or vlan or udp", "tcp"),
+        # From the left: (ether host ... or udp) and port 53.
+        ("ether host 02:00:00:00:00:01 or udp and port 53", ""),
+        ("ether host 02:00:00:00:00:01 or 02:00:00:00:00:02", ""),
+    ],
+)
+def test_alternatives_that_need_no_link_layer(expression: str, without_link_layer: str) -> None:
+    """Of `a or b` the one part is left where the other can't be had, and nothing else matches."""
+    raw = compile_filter(expression).raw
+    if without_link_layer:
+        assert raw == compile_filter(without_link_layer).raw
+    else:
+        assert raw == (cbpf.Instruction(cbpf.RET, 0, 0, 0),)
+
+
 def test_there_are_enough_expressions() -> None:
     made = 0
     for expression in expressions():
