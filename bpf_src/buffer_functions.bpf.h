@@ -19,35 +19,41 @@ static __always_inline bool argument_passes(struct buffer_view *view, __u64 argu
 	return found && buffer_passes(view, facts);
 }
 
-static __always_inline int trace_buffer(void *ctx, __u64 argument, __u64 cookie)
+/* Returns whether the packet passed every filter; then it has an event. */
+static __always_inline bool buffer_seen(void *ctx, __u64 argument, __u64 cookie)
 {
 	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION, .probe_id = COOKIE_PROBE(cookie)};
 	struct buffer_view view = {};
 
 	if (!argument_passes(&view, argument, cookie, &facts)) {
 		count_rejected(facts.probe_id);
-		return 0;
+		return false;
 	}
 	take_stack(ctx, &facts);
 	emit_buffer(&view, &facts);
+	return true;
+}
+
+static __always_inline int trace_buffer(void *ctx, __u64 argument, __u64 cookie)
+{
+	buffer_seen(ctx, argument, cookie);
 	return 0;
 }
 
-/* Attached beside the entry's program where returns are wanted. */
-static __always_inline int remember_buffer(__u64 argument, __u64 cookie)
+/* Runs beside the entry's program, or behind what it does, where returns are wanted. Returns whether the packet passed. */
+static __always_inline bool remember_buffer(const struct call_key *call, __u64 argument, __u64 cookie)
 {
-	struct call_key key = function_call(argument, COOKIE_PROBE(cookie));
 	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION, .probe_id = COOKIE_PROBE(cookie)};
 	struct buffer_view view = {};
-	struct call *call;
+	struct call *kept;
 
 	if (!argument_passes(&view, argument, cookie, &facts))
-		return 0;
+		return false;
 	settle(&view.packet, &facts);
-	call = begin_call(&facts, &key);
-	if (call && !fill_buffer(&call->event, &view, &facts, ROOM_SMALL))
-		forget_call(&facts, &key);
-	return 0;
+	kept = begin_call(&facts, call);
+	if (kept && !fill_buffer(&kept->event, &view, &facts, ROOM_SMALL))
+		forget_call(&facts, call);
+	return true;
 }
 
 #endif

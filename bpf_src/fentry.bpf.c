@@ -21,15 +21,19 @@ SEC("fentry")
 int function_remember(void *ctx)
 {
 	struct sk_buff *skb = (struct sk_buff *)CONTEXT_VALUE(ctx, ARGUMENT_OFFSET);
+	struct call_key call = traced_call(ctx, (__u64)skb, COOKIE_PROBE(function_cookie()));
 
-	return remember_function((__u64)skb, skb, COOKIE_PROBE(function_cookie()));
+	remember_function(&call, skb);
+	return 0;
 }
 
 SEC("fexit")
 int function_return(void *ctx)
 {
-	return trace_return(CONTEXT_VALUE(ctx, ARGUMENT_OFFSET), function_cookie(),
-			    CONTEXT_VALUE(ctx, RETURN_OFFSET));
+	__u64 cookie = function_cookie();
+	struct call_key call = traced_call(ctx, CONTEXT_VALUE(ctx, ARGUMENT_OFFSET), COOKIE_PROBE(cookie));
+
+	return trace_return(&call, cookie, CONTEXT_VALUE(ctx, RETURN_OFFSET));
 }
 
 /* A function that makes an skb: its return value is the packet. */

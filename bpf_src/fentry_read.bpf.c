@@ -39,17 +39,19 @@ SEC("fentry")
 int pointer_remember(void *ctx)
 {
 	__u64 cookie = function_cookie(), argument = argument_of(ctx, cookie);
+	struct call_key call = traced_call(ctx, argument, COOKIE_PROBE(cookie));
 
-	return remember_function(argument, pointed_to(argument), COOKIE_PROBE(cookie));
+	remember_function(&call, pointed_to(argument));
+	return 0;
 }
 
-/* The verifier knows the type of an xdp_buff or xdp_frame, and allows no arithmetic with it; with a number it does. */
-static __always_inline __u64 as_number(__u64 argument)
+SEC("fexit")
+int pointer_return(void *ctx)
 {
-	__u64 number = 0;
+	__u64 cookie = function_cookie();
+	struct call_key call = traced_call(ctx, argument_of(ctx, cookie), COOKIE_PROBE(cookie));
 
-	bpf_probe_read_kernel(&number, sizeof(number), &argument);
-	return number;
+	return trace_return(&call, cookie, CONTEXT_VALUE(ctx, RETURN_OFFSET));
 }
 
 SEC("fentry")
@@ -63,20 +65,18 @@ int buffer_entry(void *ctx)
 SEC("fentry")
 int buffer_remember(void *ctx)
 {
-	return remember_buffer(as_number(CONTEXT_VALUE(ctx, ARGUMENT_OFFSET)), function_cookie());
-}
+	__u64 cookie = function_cookie(), argument = as_number(CONTEXT_VALUE(ctx, ARGUMENT_OFFSET));
+	struct call_key call = traced_call(ctx, argument, COOKIE_PROBE(cookie));
 
-SEC("fexit")
-int pointer_return(void *ctx)
-{
-	__u64 cookie = function_cookie();
-
-	return trace_return(argument_of(ctx, cookie), cookie, CONTEXT_VALUE(ctx, RETURN_OFFSET));
+	remember_buffer(&call, argument, cookie);
+	return 0;
 }
 
 SEC("fexit")
 int buffer_return(void *ctx)
 {
-	return trace_return(as_number(CONTEXT_VALUE(ctx, ARGUMENT_OFFSET)), function_cookie(),
-			    CONTEXT_VALUE(ctx, RETURN_OFFSET));
+	__u64 cookie = function_cookie(), argument = as_number(CONTEXT_VALUE(ctx, ARGUMENT_OFFSET));
+	struct call_key call = traced_call(ctx, argument, COOKIE_PROBE(cookie));
+
+	return trace_return(&call, cookie, CONTEXT_VALUE(ctx, RETURN_OFFSET));
 }

@@ -42,12 +42,22 @@ __weak __noinline __u64 function_cookie(void)
 #define RETURN_OFFSET 0x7f0
 #define CONTEXT_VALUE(ctx, offset) (*(volatile __u64 *)((void *)(ctx) + (offset)))
 
-/* A call's key. A thread calls once at a time with one argument; the idle threads of all CPUs have one number. */
-static __always_inline struct call_key function_call(__u64 argument, __u32 probe_id)
+/* A pointer's value as a mere number: of one that the verifier knows for a pointer it allows hardly anything. */
+static __always_inline __u64 as_number(__u64 pointer)
 {
-	__u32 thread = bpf_get_current_pid_tgid();
+	__u64 number = 0;
 
-	return (struct call_key){argument, probe_id, thread ? thread : ~bpf_get_smp_processor_id()};
+	bpf_probe_read_kernel(&number, sizeof(number), &pointer);
+	return number;
+}
+
+/*
+ * A call that goes through a trampoline: what it was made with, and where on the stack its context lies, which is one for its
+ * entry and its return. One call with an skb may be inside of another one with it: devices on top of each other.
+ */
+static __always_inline struct call_key traced_call(void *ctx, __u64 argument, __u32 probe_id)
+{
+	return (struct call_key){argument, probe_id, as_number((__u64)ctx)};
 }
 
 /* A sender's packet gets its protocol (skb->protocol) only when it is handed to IP's output, long after its header. */
@@ -74,7 +84,8 @@ static __always_inline bool function_passes(struct packet_view *view, struct sk_
 	return true;
 }
 
-static __always_inline int trace_function(void *ctx, struct sk_buff *skb, __u8 hook, __u32 probe_id)
+/* Returns whether the packet passed every filter; then it has an event. */
+static __always_inline bool function_seen(void *ctx, struct sk_buff *skb, __u8 hook, __u32 probe_id)
 {
 	struct packet_view view;
 	struct facts facts;
@@ -82,33 +93,38 @@ static __always_inline int trace_function(void *ctx, struct sk_buff *skb, __u8 h
 
 	if (!valid_pointer(skb) || !bytes_pass(&view, skb, POSITION_BY_SKB, &flags)) {
 		count_rejected(probe_id);
-		return 0;
+		return false;
 	}
 	facts = (struct facts){.hook = hook, .probe_id = probe_id, .flags = flags};
 	if (!function_passes(&view, skb, &facts)) {
 		count_rejected(probe_id);
-		return 0;
+		return false;
 	}
 	take_stack(ctx, &facts);
 	emit_skb(&view, &facts);
+	return true;
+}
+
+static __always_inline int trace_function(void *ctx, struct sk_buff *skb, __u8 hook, __u32 probe_id)
+{
+	function_seen(ctx, skb, hook, probe_id);
 	return 0;
 }
 
-/* Attached beside the entry's program where returns are wanted. `argument`: the skb, or what leads to it. */
-static __always_inline int remember_function(__u64 argument, struct sk_buff *skb, __u32 probe_id)
+/* Runs beside the entry's program, or behind what it does, where returns are wanted. Returns whether the packet passed. */
+static __always_inline bool remember_function(const struct call_key *call, struct sk_buff *skb)
 {
 	struct packet_view view;
-	struct call_key key;
 	struct facts facts;
 	__u32 flags = 0;
 
 	if (!valid_pointer(skb) || !bytes_pass(&view, skb, POSITION_BY_SKB, &flags))
-		return 0;
-	key = function_call(argument, probe_id);
-	facts = (struct facts){.hook = PTRACE_HOOK_FUNCTION, .probe_id = probe_id, .flags = flags};
-	if (function_passes(&view, skb, &facts))
-		remember_call(&view, &facts, &key);
-	return 0;
+		return false;
+	facts = (struct facts){.hook = PTRACE_HOOK_FUNCTION, .probe_id = call->callee, .flags = flags};
+	if (!function_passes(&view, skb, &facts))
+		return false;
+	remember_call(&view, &facts, call);
+	return true;
 }
 
 /* The bits above a value are whatever the function left there. */
@@ -128,14 +144,13 @@ static __always_inline __s64 returned(__u64 value, __u8 kind)
 }
 
 /* The cookie is the entry's; the return has the next probe id. */
-static __always_inline int trace_return(__u64 argument, __u64 cookie, __u64 value)
+static __always_inline int trace_return(const struct call_key *call, __u64 cookie, __u64 value)
 {
-	struct call_key key = function_call(argument, COOKIE_PROBE(cookie));
 	struct facts facts = {.hook = PTRACE_HOOK_FUNCTION_RETURN,
 			      .probe_id = COOKIE_PROBE(cookie) + 1,
 			      .return_value = returned(value, COOKIE_RETURNS(cookie))};
 
-	emit_remembered(&key, &facts);
+	emit_remembered(call, &facts);
 	return 0;
 }
 

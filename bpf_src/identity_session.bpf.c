@@ -9,6 +9,7 @@
 #define READ_DIRECT 0
 #define LOOP_BY_HELPER 1
 #include "identity.bpf.h"
+#include "session.bpf.h"
 #include "xdp_frame.bpf.h"
 #include <bpf/bpf_tracing.h>
 
@@ -36,27 +37,6 @@ enum session_function {
 	SESSION___tcp_transmit_skb,
 	SESSION_tcp_fragment,
 };
-
-/* What is returned at a function's entry. */
-enum { SEE_RETURN, SKIP_RETURN };
-
-/* With an argument since 7.x. */
-extern bool bpf_session_is_return(void) __ksym __weak;
-extern bool bpf_session_is_return___ctx(void *ctx) __ksym __weak;
-extern __u64 *bpf_session_cookie(void) __ksym __weak;
-extern __u64 *bpf_session_cookie___ctx(void *ctx) __ksym __weak;
-
-static __always_inline bool is_return(void *ctx)
-{
-	return bpf_ksym_exists(bpf_session_is_return___ctx) ? bpf_session_is_return___ctx(ctx)
-							    : bpf_session_is_return();
-}
-
-/* The eight bytes that a function's return has from its entry: here always the skb it is about. */
-static __always_inline __u64 *session_skb(void *ctx)
-{
-	return bpf_ksym_exists(bpf_session_cookie___ctx) ? bpf_session_cookie___ctx(ctx) : bpf_session_cookie();
-}
 
 /* What is about to be merged: by its skb, the id of the packet it would be a part of. */
 struct {
@@ -177,7 +157,7 @@ static __noinline int at_return(enum session_function function, struct sk_buff *
 SEC("kprobe.session")
 int watch_identity(struct pt_regs *ctx)
 {
-	__u64 function = bpf_get_attach_cookie(ctx), *session = session_skb(ctx);
+	__u64 function = bpf_get_attach_cookie(ctx), *session = from_entry(ctx);
 
 	if (is_return(ctx))
 		return at_return(function, (struct sk_buff *)*session, PT_REGS_RC(ctx));

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Kernel functions by kprobes: one program on all of them, by one link (kprobe-multi, v5.18 with CONFIG_FPROBE) or by a perf
- * event for each.
+ * event for each. Where returns are wanted, by one link again (a kprobe session), or by two perf events for each.
  */
 #define READ_DIRECT 0
 #include "buffer_functions.bpf.h"
+#include "session.bpf.h"
 #include <bpf/bpf_tracing.h>
 
 char LICENSE[] SEC("license") = "GPL";
@@ -43,6 +44,11 @@ static __always_inline __u64 multi_cookie(struct pt_regs *ctx)
 	if (slot && !known)
 		*slot = function << 32 | cookie;
 	return cookie;
+}
+
+static __always_inline bool takes_buffer(__u64 cookie)
+{
+	return COOKIE_KIND(cookie) == ARGUMENT_XDP_BUFF || COOKIE_KIND(cookie) == ARGUMENT_XDP_FRAME;
 }
 
 /* The breakpoint's instruction is behind the program counter on x86_64, and not on aarch64. */
@@ -90,13 +96,18 @@ static __always_inline __u64 register_argument(struct pt_regs *ctx, __u32 index)
 	return 0;
 }
 
-static __always_inline int trace_entry(struct pt_regs *ctx, __u64 cookie)
+static __always_inline struct sk_buff *skb_argument(struct pt_regs *ctx, __u64 cookie)
 {
 	__u64 skb = register_argument(ctx, COOKIE_ARGUMENT(cookie));
 
 	if (COOKIE_KIND(cookie) == ARGUMENT_SKB_POINTER)
 		bpf_probe_read_kernel(&skb, sizeof(skb), (void *)skb);
-	return trace_function(ctx, (struct sk_buff *)skb, PTRACE_HOOK_FUNCTION, COOKIE_PROBE(cookie));
+	return (struct sk_buff *)skb;
+}
+
+static __always_inline int trace_entry(struct pt_regs *ctx, __u64 cookie)
+{
+	return trace_function(ctx, skb_argument(ctx, cookie), PTRACE_HOOK_FUNCTION, COOKIE_PROBE(cookie));
 }
 
 SEC("kprobe")
@@ -153,9 +164,7 @@ int kprobe_multi_either(struct pt_regs *ctx)
 {
 	__u64 cookie = multi_cookie(ctx);
 
-	if (COOKIE_KIND(cookie) == ARGUMENT_XDP_BUFF || COOKIE_KIND(cookie) == ARGUMENT_XDP_FRAME)
-		return trace_either_buffer(ctx, cookie);
-	return trace_either_skb(ctx, cookie);
+	return takes_buffer(cookie) ? trace_either_buffer(ctx, cookie) : trace_either_skb(ctx, cookie);
 }
 
 static __always_inline int trace_made(struct pt_regs *ctx, __u64 cookie)
@@ -175,4 +184,102 @@ SEC("kretprobe.multi")
 int kretprobe_multi_skb(struct pt_regs *ctx)
 {
 	return trace_made(ctx, multi_cookie(ctx));
+}
+
+/*
+ * Returns too. A call is known by where on its thread's stack it was made; the idle threads of all CPUs have one number.
+ */
+static __always_inline struct call_key probed_call(__u64 stack_pointer, __u64 cookie)
+{
+	__u32 thread = bpf_get_current_pid_tgid();
+
+	return (struct call_key){stack_pointer, COOKIE_PROBE(cookie),
+				 thread ? thread : ~bpf_get_smp_processor_id()};
+}
+
+/* A session's steps are functions of their own, so that one is on the stack at a time. */
+
+static __noinline bool skb_seen(struct pt_regs *ctx, __u64 cookie)
+{
+	return function_seen(ctx, skb_argument(ctx, cookie), PTRACE_HOOK_FUNCTION, COOKIE_PROBE(cookie));
+}
+
+static __noinline bool remember_skb(struct pt_regs *ctx, __u64 cookie)
+{
+	struct call_key call = probed_call(PT_REGS_SP(ctx), cookie);
+
+	return remember_function(&call, skb_argument(ctx, cookie));
+}
+
+static __noinline bool argument_seen(struct pt_regs *ctx, __u64 cookie)
+{
+	return buffer_seen(ctx, register_argument(ctx, COOKIE_ARGUMENT(cookie)), cookie);
+}
+
+static __noinline bool remember_argument(struct pt_regs *ctx, __u64 cookie)
+{
+	struct call_key call = probed_call(PT_REGS_SP(ctx), cookie);
+
+	return remember_buffer(&call, register_argument(ctx, COOKIE_ARGUMENT(cookie)), cookie);
+}
+
+SEC("kprobe.session")
+int kprobe_session(struct pt_regs *ctx)
+{
+	__u64 cookie = multi_cookie(ctx), *stack_pointer = from_entry(ctx);
+	bool seen;
+
+	if (is_return(ctx)) {
+		struct call_key call = probed_call(*stack_pointer, cookie);
+
+		return trace_return(&call, cookie, PT_REGS_RC(ctx));
+	}
+	*stack_pointer = PT_REGS_SP(ctx);
+	if (takes_buffer(cookie))
+		seen = argument_seen(ctx, cookie) && remember_argument(ctx, cookie);
+	else
+		seen = skb_seen(ctx, cookie) && remember_skb(ctx, cookie);
+	return seen ? SEE_RETURN : SKIP_RETURN;
+}
+
+/*
+ * Attached beside the entry's program where returns are wanted. A kretprobe runs at each return, so a call that is not of interest
+ * has to put out what an earlier one from the same place may have left: the kernel misses returns where more calls are under
+ * way than it has room for.
+ */
+SEC("kprobe")
+int kprobe_remember(struct pt_regs *ctx)
+{
+	__u64 cookie = entry_cookie(ctx);
+	struct call_key call = probed_call(PT_REGS_SP(ctx), cookie);
+
+	if (cookie && !remember_function(&call, skb_argument(ctx, cookie)))
+		bpf_map_delete_elem(&calls, &call);
+	return 0;
+}
+
+SEC("kprobe")
+int kprobe_buffer_remember(struct pt_regs *ctx)
+{
+	__u64 cookie = entry_cookie(ctx);
+	struct call_key call = probed_call(PT_REGS_SP(ctx), cookie);
+
+	if (cookie && !remember_buffer(&call, register_argument(ctx, COOKIE_ARGUMENT(cookie)), cookie))
+		bpf_map_delete_elem(&calls, &call);
+	return 0;
+}
+
+/*
+ * The stack pointer is what it was at entry, or on x86_64, where the return address is taken off the stack, eight more; some
+ * kernels put it back. A call from eight bytes below is one that this one made, and has returned.
+ */
+SEC("kretprobe")
+int kretprobe_return(struct pt_regs *ctx)
+{
+	__u64 cookie = has_cookies() ? bpf_get_attach_cookie(ctx) : function_cookie();
+	struct call_key call = probed_call(PT_REGS_SP(ctx) - sizeof(__u64), cookie);
+
+	if (!bpf_map_lookup_elem(&calls, &call))
+		call.call += sizeof(__u64);
+	return trace_return(&call, cookie, PT_REGS_RC(ctx));
 }

@@ -8,9 +8,9 @@
 
 #include "emit.bpf.h"
 
-/* Names one call: the argument it was made with (the skb, mostly), what was called, and who called it. */
+/* Names one call: what it was made with or where on the stack, what was called, and by whom or, again, from where. */
 struct call_key {
-	__u64 argument;
+	__u64 call;
 	__u32 callee;
 	__u32 caller;
 };

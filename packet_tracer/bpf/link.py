@@ -155,6 +155,13 @@ def kprobe_multi_missing() -> str:
     return "this kernel has no kprobe-multi (Linux 5.18 with CONFIG_FPROBE)"
 
 
+def kprobe_session_missing() -> str:
+    """Return why this kernel has no kprobe sessions, as its functions tell; "" where it has."""
+    if Btf.vmlinux().get("bpf_session_cookie", Kind.FUNCTION) is not None:
+        return ""
+    return "this kernel has no kprobe sessions (Linux 6.10 with CONFIG_FPROBE)"
+
+
 def attach_iterator(program: Program) -> Link:
     """Attach an iterator program; :func:`read_iterator` runs it."""
     result = lib.bpf_link_create(program.fd, 0, AttachType.TRACE_ITER, ffi.NULL)
@@ -228,5 +235,7 @@ __all__ = [
     "attach_tracing",
     "attach_xdp",
     "close_all",
+    "kprobe_multi_missing",
+    "kprobe_session_missing",
     "read_iterator",
 ]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from packet_tracer.cli import complete, filtering, values
 from packet_tracer.errors import UsageError
+
+if TYPE_CHECKING:
+    from packet_tracer.probes.function_probes import Backend as FunctionBackend
 
 
 class Format(str, Enum):
@@ -19,11 +22,13 @@ class Format(str, Enum):
 
 
 class Backend(str, Enum):
-    """How kernel functions are attached to."""
+    """How kernel functions are attached to: by what works best, by one means, or not at all."""
 
+    AUTO = "auto"
     FENTRY = "fentry"
     KPROBE_MULTI = "kprobe-multi"
     KPROBE = "kprobe"
+    TRACEPOINT = "tracepoint"
 
 
 class LogFormat(str, Enum):
@@ -31,6 +36,13 @@ class LogFormat(str, Enum):
 
     HUMAN = "human"
     JSON = "json"
+
+
+_FUNCTION_BACKENDS: dict[Backend, FunctionBackend] = {
+    Backend.FENTRY: "fentry",
+    Backend.KPROBE_MULTI: "kprobe-multi",
+    Backend.KPROBE: "kprobe",
+}
 
 
 def capture(
@@ -159,9 +171,13 @@ def capture(
         typer.Option("--exclude", metavar="PATTERN", help="But not these functions. Repeatable."),
     ] = None,
     backend: Annotated[
-        Backend | None,
-        typer.Option("--backend", help="How functions are attached to. Default: what is best."),
-    ] = None,
+        Backend,
+        typer.Option(
+            "--backend",
+            help="How functions are attached to: auto is what works best here; with tracepoint none are "
+            "traced, and the default profile is tracepoints.",
+        ),
+    ] = Backend.AUTO,
     returns: Annotated[
         bool, typer.Option("--returns", help="What functions return, too, and the time spent in them.")
     ] = False,
@@ -266,11 +282,12 @@ def capture(
     from packet_tracer.probes import kallsyms
 
     diagnostics.configure(log_format.value, verbosity=verbose)
+    # The default asks for functions where they can be traced; who says how to trace them, wants them.
+    anything = bool(functions or all_functions or probe or profile or trace_programs or drop_reason)
+    profile = profile or _default_profile(backend, exclude or returns, anything=anything)
     inside = bool(functions or all_functions or profile == "path")
-    if not inside and (exclude or backend or returns):
-        what = "--exclude, --backend and --returns are about functions"
-        raise UsageError(f"{what}: say --profile path, --functions or --all-functions too")
-    if (inside or not (probe or profile or trace_programs or drop_reason)) and not dump and has_kprobes():
+    _check_backend(backend, exclude or returns, inside=inside)
+    if (inside or not (anything or profile)) and not dump and has_kprobes():
         kallsyms.read_ahead()  # while the rest of the program is imported
     pattern = filtering.expression_of(expression or (), expression_file)
     compiled = filtering.compiled(pattern, filter_inner, tunnel or ())
@@ -314,7 +331,7 @@ def capture(
         predicates=beside,
         functions=("*",) if all_functions else functions or (),
         exclude=exclude or (),
-        backend=backend.value if backend else None,
+        backend=_FUNCTION_BACKENDS.get(backend),
         returns=returns,
         trace_programs=trace_programs or (),
         follow=follow,
@@ -330,3 +347,23 @@ def capture(
         limits = Limits(count=count, seconds=seconds)
         Capture(tracer, chosen, limits, snaplen=kept, ring_bytes=ring_bytes, quiet=quiet).run()
     return 0
+
+
+def _default_profile(backend: Backend, about_functions: object, *, anything: bool) -> str | None:
+    """Return the profile of a capture that names none: None leaves it to the tracer."""
+    if anything:
+        return None
+    if backend is Backend.TRACEPOINT:
+        return "tracepoints"
+    return "path" if about_functions or backend in _FUNCTION_BACKENDS else None
+
+
+def _check_backend(backend: Backend, about_functions: object, *, inside: bool) -> None:
+    """Refuse what can't be meant: to say of functions how they are traced, and not to trace any."""
+    if backend is Backend.TRACEPOINT and inside:
+        raise UsageError(
+            "--backend tracepoint traces no functions: leave it out, or --functions and the like"
+        )
+    if not inside and (about_functions or backend in _FUNCTION_BACKENDS):
+        what = "--exclude, --backend and --returns are about functions"
+        raise UsageError(f"{what}: say --profile path, --functions or --all-functions too")

@@ -1,13 +1,15 @@
 """Attaching to kernel functions by the best means that this kernel has.
 
 ``kprobe-multi``
-    one program and one link for all functions (Linux 5.18, CONFIG_FPROBE): attached and detached at once;
+    one program and one link for all functions (Linux 5.18, CONFIG_FPROBE): attached and detached at once.
+    With returns it is a kprobe session (Linux 6.10);
 ``fentry``
-    a clone of one program for each function, through a BPF trampoline: cheapest for each packet, and the only
-    one that gives return values. To detach one takes a kernel that can be preempted (CONFIG_PREEMPTION) a
-    tenth of a second: it waits for all tasks to leave the trampoline (synchronize_rcu_tasks);
+    a clone of one program for each function, through a BPF trampoline: cheapest for each packet. To detach
+    one takes a kernel that can be preempted (CONFIG_PREEMPTION) a tenth of a second: it waits for all tasks
+    to leave the trampoline (synchronize_rcu_tasks). With returns there are three for each function;
 ``kprobe``
-    one program, and a perf event for each function: works nearly everywhere.
+    one program, and a perf event for each function, with returns three: works nearly everywhere. The kernel
+    misses returns of functions that wait while more calls of them come (it keeps room for some ten).
 
 Which of them works here is found by trying. A function that refuses is left out, with the reason.
 """
@@ -42,6 +44,7 @@ from packet_tracer.filter.patch import load_filtered
 from packet_tracer.filter.typed import typed_memory
 from packet_tracer.probes.function_probes import Backend, FunctionProbe, Way
 from packet_tracer.probes.functions import KERNEL, ArgumentKind
+from packet_tracer.probes.returns import cookie_with_return
 
 if TYPE_CHECKING:
     from packet_tracer.probes.trampolines import Template
@@ -57,14 +60,28 @@ _FENTRY = {
     ArgumentKind.XDP_BUFF: ("fentry_read", "buffer"),
     ArgumentKind.XDP_FRAME: ("fentry_read", "buffer"),
 }
-#: The programs of kprobes, and of kprobe-multi, by how a function's packet is come by.
-_KPROBE: dict[Way, str] = {"skb": "kprobe_entry", "buffer": "kprobe_buffer", "made": "kretprobe_skb"}
+#: The programs of kprobes, and of kprobe-multi, by how a function's packet is come by; with returns too.
+_KPROBE: dict[Way, tuple[str, ...]] = {
+    "skb": ("kprobe_entry",),
+    "buffer": ("kprobe_buffer",),
+    "made": ("kretprobe_skb",),
+}
+_KPROBE_CALLS: dict[Way, tuple[str, ...]] = {
+    "skb": ("kprobe_entry", "kprobe_remember", "kretprobe_return"),
+    "buffer": ("kprobe_buffer", "kprobe_buffer_remember", "kretprobe_return"),
+    "made": ("kretprobe_skb",),
+}
 _MULTI: dict[Way, str] = {
     "skb": "kprobe_multi_entry",
     "buffer": "kprobe_multi_buffer",
     "made": "kretprobe_multi_skb",
 }
 _MULTI_EITHER = "kprobe_multi_either"
+_MULTI_CALLS: dict[Way, str] = {
+    "skb": "kprobe_session",
+    "buffer": "kprobe_session",
+    "made": "kretprobe_multi_skb",
+}
 #: Registers that arguments lie in which the kprobe programs read.
 _REGISTERS = 6
 #: So many functions are tried first: where they all are refused for one reason, so is the backend.
@@ -128,14 +145,14 @@ class FunctionAttacher:
         raise NotSupportedError(f"no kernel function can be traced here ({'; '.join(reasons)})")
 
     def _preferred(self, count: int) -> tuple[Backend, ...]:
-        if self.returns or count <= _FEW:
+        if count <= _FEW:
             return ("fentry", "kprobe-multi", "kprobe")
+        if self.returns:  # kprobes may miss some
+            return ("kprobe-multi", "fentry", "kprobe")
         return ("kprobe-multi", "kprobe", "fentry")
 
     def _try(self, backend: Backend, probes: Sequence[FunctionProbe], stack: ExitStack) -> str:
         """Attach as far as can be; return why nothing is attached."""
-        if self.returns and backend != "fentry":
-            return "returns need fentry"
         if backend != "kprobe-multi":
             _allow_open_files(2 * _CLONES_A_FUNCTION * len(probes))
         method = {"fentry": self._fentry, "kprobe-multi": self._kprobe_multi, "kprobe": self._kprobe}[backend]
@@ -235,28 +252,38 @@ class FunctionAttacher:
     # kprobe
 
     def _kprobe(self, probes: Sequence[FunctionProbe], stack: ExitStack) -> Iterator[Link]:
-        prepared = self.load("kprobe", sorted({_KPROBE[probe.way] for probe in probes}))
+        programs = _KPROBE_CALLS if self.returns else _KPROBE
+        names = sorted({name for probe in probes for name in programs[probe.way]})
+        prepared = self.load("kprobe", names)
         usable = self._in_registers(probes)
         cookies = _has_attach_cookies()
         if not cookies:
             usable = self._tell_by_address(usable)
+        # Where a return's program can't be told what function it is on, each has its own.
+        own = {} if cookies else {name: self._template(prepared[name]) for name in names if _at_return(name)}
         shared: dict[str, Program] = {}
-        made = None if cookies else prepared.get(_KPROBE["made"])
-        template = None if made is None else self._template(made)
         for probe in usable:
-            name = _KPROBE[probe.way]
+            cookie = self._cookie(probe)
+            attached: list[Link] = []
             try:
-                if probe.way == "made" and template is not None:
-                    program = self._keep(template.load(probe.cookie, target=probe.name), stack)
-                else:
-                    if name not in shared:
-                        shared[name] = self._load(prepared[name], stack)
-                    program = shared[name]
-                yield _attach_kprobe(program, probe, cookie=probe.cookie if cookies else None)
+                for name in programs[probe.way]:
+                    if name in own:
+                        program = self._keep(own[name].load(cookie, target=probe.name), stack)
+                    else:
+                        program = shared.get(name) or self._load(prepared[name], stack)
+                        shared[name] = program
+                    attached.append(
+                        _attach_kprobe(
+                            program, probe, returns=_at_return(name), cookie=cookie if cookies else None
+                        )
+                    )
             except BpfError as error:
+                links.close_all(attached)
                 self._refuse(probe, error)
                 if self._hopeless():
                     return
+                continue
+            yield from attached
 
     def _template(self, program: PreparedProgram) -> Template:
         from packet_tracer.probes.trampolines import Template
@@ -294,8 +321,10 @@ class FunctionAttacher:
         if reason := links.kprobe_multi_missing():
             what = f"{len(probes)} function{'s' * (len(probes) != 1)}"
             raise AttachError("kprobe-multi", what, errno=errno.EOPNOTSUPP, reason=reason)
+        if self.returns and (reason := links.kprobe_session_missing()):
+            raise AttachError("kprobe-multi", "returns", errno=errno.EOPNOTSUPP, reason=reason)
         usable = self._in_registers(probes)
-        programs = _multi_programs(usable)
+        programs = _MULTI_CALLS if self.returns else _multi_programs(usable)
         groups: dict[str, list[FunctionProbe]] = {}
         for probe in usable:
             groups.setdefault(programs[probe.way], []).append(probe)
@@ -306,10 +335,13 @@ class FunctionAttacher:
         for name, group in groups.items():
             yield from self._multi(loaded[name], group, returns=name == _MULTI["made"])
 
+    def _cookie(self, probe: FunctionProbe) -> int:
+        return cookie_with_return(probe) if self.returns else probe.cookie
+
     def _multi(self, program: Program, probes: Sequence[FunctionProbe], *, returns: bool) -> Iterator[Link]:
         """Attach to all at once; one that refuses fails all, so it is looked for by halves and left out."""
         try:
-            yield _attach_multi(program, probes, returns=returns)
+            yield _attach_multi(program, {probe: self._cookie(probe) for probe in probes}, returns=returns)
         except BpfError as error:
             if len(probes) == 1:
                 self._refuse(probes[0], error)
@@ -317,6 +349,10 @@ class FunctionAttacher:
             middle = len(probes) // 2
             yield from self._multi(program, probes[:middle], returns=returns)
             yield from self._multi(program, probes[middle:], returns=returns)
+
+
+def _at_return(program: str) -> bool:
+    return program.startswith("kretprobe")
 
 
 def _multi_programs(probes: Sequence[FunctionProbe]) -> dict[Way, str]:
@@ -341,17 +377,18 @@ def _has_attach_cookies() -> bool:
     return "BPF_FUNC_get_attach_cookie" in Btf.vmlinux().enum("bpf_func_id")
 
 
-def _attach_kprobe(program: Program, probe: FunctionProbe, *, cookie: int | None) -> Link:
+def _attach_kprobe(program: Program, probe: FunctionProbe, *, returns: bool, cookie: int | None) -> Link:
     function = probe.function
     return perf_links.attach_kprobe(
-        program, function.name, address=function.address, returns=probe.argument is None, cookie=cookie
+        program, function.name, address=function.address, returns=returns, cookie=cookie
     )
 
 
-def _attach_multi(program: Program, probes: Sequence[FunctionProbe], *, returns: bool) -> Link:
-    cookies = [probe.cookie for probe in probes]
-    if all(probe.function.address for probe in probes):
-        addresses = [probe.function.address for probe in probes]
-        return links.attach_kprobe_multi(program, addresses=addresses, cookies=cookies, returns=returns)
-    symbols = [probe.function.name for probe in probes]
-    return links.attach_kprobe_multi(program, symbols=symbols, cookies=cookies, returns=returns)
+def _attach_multi(program: Program, cookies: Mapping[FunctionProbe, int], *, returns: bool) -> Link:
+    functions = [probe.function for probe in cookies]
+    values = list(cookies.values())
+    if all(function.address for function in functions):
+        addresses = [function.address for function in functions]
+        return links.attach_kprobe_multi(program, addresses=addresses, cookies=values, returns=returns)
+    symbols = [function.name for function in functions]
+    return links.attach_kprobe_multi(program, symbols=symbols, cookies=values, returns=returns)

@@ -154,9 +154,9 @@ class IdentityWatch:
 
     def _watch_by_session(self) -> bool:
         """Attach one program to all the other functions; return False where this kernel can't."""
-        btf = Btf.vmlinux()
-        if btf.get("bpf_session_cookie", Kind.FUNCTION) is None:
+        if links.kprobe_session_missing():
             return False
+        btf = Btf.vmlinux()
         numbers = {
             name: number
             for number, (name, pointers) in enumerate(SESSION_FUNCTIONS.items(), 1)

@@ -25,6 +25,22 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return name
 
 
+#: What a backend takes to see returns.
+_RETURNING: dict[Backend, str] = {
+    "fentry": "fentry",
+    "kprobe-multi": "kprobe-session",
+    "kprobe": "kprobe",
+}
+
+
+@pytest.fixture(
+    params=[pytest.param(each, marks=pytest.mark.requires(_RETURNING[each])) for each in BACKENDS]
+)
+def returning_backend(request: pytest.FixtureRequest) -> Backend:
+    name: Backend = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
 def syscall_programs() -> None:
     feature = probe_program_type(ProgramType.SYSCALL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -145,46 +144,6 @@ def test_xdp_buffers(network: Lab, backend: Backend) -> None:
     ids = [event.packet_id for event in events if event.probe == "xdp_do_redirect"]
     assert len(set(ids)) == COUNT
     assert [event.packet_id for event in events if event.probe == "dev_xdp_enqueue"] == ids
-
-
-@pytest.mark.requires("fentry")
-def test_returns_of_functions_that_take_xdp_buffers(network: Lab) -> None:
-    with redirecting(network):
-        events = traced(
-            network.router,
-            ["xdp_do_redirect"],
-            lambda: redirected(network),
-            filter=f"udp dst port {REDIRECTED}",
-            returns=True,
-        )
-    assert [event.probe for event in events] == ["xdp_do_redirect", "xdp_do_redirect returns"] * COUNT
-    for event in events[1::2]:
-        assert (event.return_value, event.packet.destination_port) == (0, REDIRECTED)
-        assert event.duration_ns
-
-
-@pytest.mark.requires("fentry")
-def test_returns(network: Lab) -> None:
-    """A return carries the packet of its call, what was returned, and the time inside."""
-
-    def traffic() -> None:
-        lab.ping(network.route, count=1)
-        lab.dropped(network.route, count=1)
-
-    events = traced(network.router, ["ip_rcv", "nf_hook_slow"], traffic, returns=True)
-    entries = [event for event in events if event.hook == Hook.FUNCTION]
-    returns = [event for event in events if event.hook == Hook.FUNCTION_RETURN]
-    assert Counter(f"{event.probe} returns" for event in entries) == Counter(event.probe for event in returns)
-    assert Counter(event.packet_id for event in entries) == Counter(event.packet_id for event in returns)
-    for event in returns:
-        assert event.duration_ns
-        assert event.packet.source is not None
-    # Ints: -EPERM, and not 4294967295. nf_hook_slow() says 1 where a packet may go on.
-    values = [event.return_value for event in returns if event.probe == "ip_rcv returns"]
-    assert values[:2] == [0, 0]
-    hooks = [event.return_value for event in returns if event.probe == "nf_hook_slow returns"]
-    assert set(hooks) == {1, -errno.EPERM}
-    assert values[2:] == [-errno.EPERM]
 
 
 @pytest.mark.requires("fentry")

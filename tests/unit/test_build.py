@@ -73,9 +73,10 @@ PROGRAMS = {
         "fexit/tcp_fragment": {"tcp_fragment"},
     },
     "kprobe": {
-        "kprobe": {"kprobe_entry", "kprobe_buffer"},
+        "kprobe": {"kprobe_entry", "kprobe_buffer", "kprobe_remember", "kprobe_buffer_remember"},
         "kprobe.multi": {"kprobe_multi_entry", "kprobe_multi_buffer", "kprobe_multi_either"},
-        "kretprobe": {"kretprobe_skb"},
+        "kprobe.session": {"kprobe_session"},
+        "kretprobe": {"kretprobe_skb", "kretprobe_return"},
         "kretprobe.multi": {"kretprobe_multi_skb"},
     },
     "memory": {"raw_tp": {"read_word"}},
