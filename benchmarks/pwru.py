@@ -115,12 +115,16 @@ def guest(pwru: str, *, alone: bool) -> int:
 def guest_instructions(pwru: str) -> int:
     """Run where the clock counts instructions: what each tool adds to a round trip when nothing matches."""
     from packet_tracer import lab
+    from packet_tracer.bpf.link import tracing_multi_missing
 
+    compared = tools(pwru)
+    if not tracing_multi_missing():
+        compared["ptrace, fentry-multi"] = [*compared["ptrace"], "--backend", "fentry-multi"]
     with lab.Lab() as network:
         client = network.client.name
         target = network.route.server_addresses[4]
         base = round_trip(client, target)
-        for name, command in tools(pwru).items():
+        for name, command in compared.items():
             with running([*command, NOTHING]):
                 added = round_trip(client, target) - base
             print_results(name, {"round trip, added, thousands of instructions": 1000 * added})

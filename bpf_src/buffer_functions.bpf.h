@@ -6,6 +6,11 @@
 #include "functions.bpf.h"
 #include "xdp_buffer.bpf.h"
 
+static __always_inline bool takes_buffer(__u64 cookie)
+{
+	return COOKIE_KIND(cookie) == ARGUMENT_XDP_BUFF || COOKIE_KIND(cookie) == ARGUMENT_XDP_FRAME;
+}
+
 /* Returns whether the argument is a packet that passes every filter; its view is then complete. */
 static __always_inline bool argument_passes(struct buffer_view *view, __u64 argument, __u64 cookie,
 					    struct facts *facts)

@@ -8,23 +8,6 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-/* A context must not be read where the argument is a pointer to a pointer, so by helper: f92c1e183604 (v5.17). */
-static __always_inline __u64 argument_of(void *ctx, __u64 cookie)
-{
-	__u64 argument = 0;
-
-	bpf_get_func_arg(ctx, COOKIE_ARGUMENT(cookie), &argument);
-	return argument;
-}
-
-static __always_inline struct sk_buff *pointed_to(__u64 argument)
-{
-	struct sk_buff *skb = 0;
-
-	bpf_probe_read_kernel(&skb, sizeof(skb), (void *)argument);
-	return skb;
-}
-
 SEC("fentry")
 int pointer_entry(void *ctx)
 {

@@ -51,6 +51,26 @@ static __always_inline __u64 as_number(__u64 pointer)
 	return number;
 }
 
+static __always_inline struct sk_buff *pointed_to(__u64 argument)
+{
+	struct sk_buff *skb = 0;
+
+	bpf_probe_read_kernel(&skb, sizeof(skb), (void *)argument);
+	return skb;
+}
+
+/*
+ * A trampoline's argument by its index. Where it is a pointer to a pointer the context must not be read, so by helper:
+ * f92c1e183604 (v5.17).
+ */
+static __always_inline __u64 argument_of(void *ctx, __u64 cookie)
+{
+	__u64 argument = 0;
+
+	bpf_get_func_arg(ctx, COOKIE_ARGUMENT(cookie), &argument);
+	return argument;
+}
+
 /*
  * A call that goes through a trampoline: what it was made with, and where on the stack its context lies, which is one for its
  * entry and its return. One call with an skb may be inside of another one with it: devices on top of each other.

@@ -46,11 +46,6 @@ static __always_inline __u64 multi_cookie(struct pt_regs *ctx)
 	return cookie;
 }
 
-static __always_inline bool takes_buffer(__u64 cookie)
-{
-	return COOKIE_KIND(cookie) == ARGUMENT_XDP_BUFF || COOKIE_KIND(cookie) == ARGUMENT_XDP_FRAME;
-}
-
 /* The breakpoint's instruction is behind the program counter on x86_64, and not on aarch64. */
 #ifdef __TARGET_ARCH_x86
 #define BREAKPOINT_BYTES 1
@@ -98,11 +93,9 @@ static __always_inline __u64 register_argument(struct pt_regs *ctx, __u32 index)
 
 static __always_inline struct sk_buff *skb_argument(struct pt_regs *ctx, __u64 cookie)
 {
-	__u64 skb = register_argument(ctx, COOKIE_ARGUMENT(cookie));
+	__u64 argument = register_argument(ctx, COOKIE_ARGUMENT(cookie));
 
-	if (COOKIE_KIND(cookie) == ARGUMENT_SKB_POINTER)
-		bpf_probe_read_kernel(&skb, sizeof(skb), (void *)skb);
-	return (struct sk_buff *)skb;
+	return COOKIE_KIND(cookie) == ARGUMENT_SKB_POINTER ? pointed_to(argument) : (struct sk_buff *)argument;
 }
 
 static __always_inline int trace_entry(struct pt_regs *ctx, __u64 cookie)

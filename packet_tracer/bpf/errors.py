@@ -108,7 +108,9 @@ class ProgramLoadError(BpfError):
 
 
 class AttachError(BpfError):
-    """A program can't be attached. ``kind`` is the sort of link, ``target`` what it was to be attached to."""
+    """A program can't be attached. ``kind`` is the sort of link, ``target`` what it was to be attached to,
+    ``reason`` what is known beyond the errno.
+    """
 
     def __init__(self, kind: str, target: str, *, errno: int, reason: str = "") -> None:
         needed = ("CAP_BPF", "CAP_NET_ADMIN") if kind in _NETWORK_KINDS else ()
@@ -116,6 +118,7 @@ class AttachError(BpfError):
         super().__init__(_sentence(what, describe(errno), reason or advice(errno, *needed)), errno=errno)
         self.kind = kind
         self.target = target
+        self.reason = reason
         # The kernel answers EINVAL to an attach type that it does not know.
         self.exit_code = EXIT_NOT_SUPPORTED if errno == _errno.EINVAL else exit_code(errno)
 

@@ -706,6 +706,8 @@ struct ptrace_hit {
 int ptrace_lines_find(const char *text, size_t text_size, __u32 skip, const char *keys, size_t keys_size,
 		      struct ptrace_hit *hits, __u32 room);
 
+int ptrace_tracing_multi_link(int program, __u32 attach_type, const __u32 *btf_ids, const __u64 *cookies, __u32 count);
+
 int ptrace_perf_event_open(__u32 type, __u64 config, const char *function, __u64 address);
 
 struct ptrace_perf {

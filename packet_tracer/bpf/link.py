@@ -162,6 +162,32 @@ def kprobe_session_missing() -> str:
     return "this kernel has no kprobe sessions (Linux 6.10 with CONFIG_FPROBE)"
 
 
+def attach_tracing_multi(program: Program, btf_ids: Sequence[int], *, cookies: Sequence[int]) -> Link:
+    """Attach one program to many kernel functions by BPF trampolines, with one link (Linux 7.2).
+
+    ``btf_ids`` are of the BTF that the program was loaded for: the kernel's or, by ``attach_btf_obj_fd``, a
+    module's. One function that can't be traced fails the whole link. The program's expected attach type must
+    be TRACE_FENTRY_MULTI, TRACE_FEXIT_MULTI or TRACE_FSESSION_MULTI.
+    """
+    count = len(btf_ids)
+    if len(cookies) != count:
+        raise ValueError(f"{len(cookies)} cookies for {count} functions")
+    ids, values = ffi.new("__u32[]", list(btf_ids)), ffi.new("__u64[]", list(cookies))
+    attach_type = _attach_type(program, AttachType.TRACE_FENTRY_MULTI)
+    result = lib.ptrace_tracing_multi_link(program.fd, attach_type, ids, values, count)
+    reason = tracing_multi_missing() if result < 0 else ""
+    return created(result, "fentry-multi", f"{count} function{'s' * (count != 1)}", program, reason)
+
+
+def tracing_multi_missing() -> str:
+    """Return why this kernel can't attach trampolines to many functions at once, as its types tell; "" where
+    it can.
+    """
+    if Btf.vmlinux().get("bpf_tracing_multi_link", Kind.STRUCT) is not None:
+        return ""
+    return "this kernel has no fentry-multi (struct bpf_tracing_multi_link, Linux 7.2)"
+
+
 def attach_iterator(program: Program) -> Link:
     """Attach an iterator program; :func:`read_iterator` runs it."""
     result = lib.bpf_link_create(program.fd, 0, AttachType.TRACE_ITER, ffi.NULL)
@@ -233,9 +259,11 @@ __all__ = [
     "attach_tcx",
     "attach_tracepoint",
     "attach_tracing",
+    "attach_tracing_multi",
     "attach_xdp",
     "close_all",
     "kprobe_multi_missing",
     "kprobe_session_missing",
     "read_iterator",
+    "tracing_multi_missing",
 ]

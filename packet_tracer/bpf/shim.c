@@ -184,6 +184,27 @@ static int ptrace_perf_event_open(__u32 type, __u64 config, const char *function
 	return fd < 0 ? -errno : fd;
 }
 
+/* --- trampolines on many functions by one link: struct link_create.tracing_multi, which libbpf 1.7 does not know --- */
+
+static int ptrace_tracing_multi_link(int program, __u32 attach_type, const __u32 *btf_ids, const __u64 *cookies,
+				     __u32 count)
+{
+	struct {
+		__u32 program, target, attach_type, flags;
+		__u64 btf_ids, cookies;
+		__u32 count, padding;
+	} attributes = {
+		.program = program,
+		.attach_type = attach_type,
+		.btf_ids = (uintptr_t)btf_ids,
+		.cookies = (uintptr_t)cookies,
+		.count = count,
+	};
+	int fd = (int)syscall(SYS_bpf, BPF_LINK_CREATE, &attributes, sizeof(attributes));
+
+	return fd < 0 ? -errno : fd;
+}
+
 /* --- perf buffers: samples of one poll, each as { u32 cpu, u32 size, bytes padded to 8 } ---------------- */
 
 struct ptrace_perf {

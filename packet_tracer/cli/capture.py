@@ -26,6 +26,7 @@ class Backend(str, Enum):
 
     AUTO = "auto"
     FENTRY = "fentry"
+    FENTRY_MULTI = "fentry-multi"
     KPROBE_MULTI = "kprobe-multi"
     KPROBE = "kprobe"
     TRACEPOINT = "tracepoint"
@@ -40,6 +41,7 @@ class LogFormat(str, Enum):
 
 _FUNCTION_BACKENDS: dict[Backend, FunctionBackend] = {
     Backend.FENTRY: "fentry",
+    Backend.FENTRY_MULTI: "fentry-multi",
     Backend.KPROBE_MULTI: "kprobe-multi",
     Backend.KPROBE: "kprobe",
 }

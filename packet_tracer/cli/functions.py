@@ -7,13 +7,19 @@ import json
 import typer
 
 from packet_tracer.doctor import examine_hooks
+from packet_tracer.probes.function_probes import BACKENDS
 from packet_tracer.probes.functions import FunctionTable, SkbFunction
 from packet_tracer.terminal import table
 
 
 def backends_of(function: SkbFunction, works: dict[str, bool | None]) -> list[str]:
     """Return the backends that reach a function on this kernel, best first."""
-    usable = {"fentry": function.trampoline, "kprobe-multi": True, "kprobe": True}
+    usable = {
+        "fentry": function.trampoline,
+        "fentry-multi": function.trampoline,
+        "kprobe-multi": True,
+        "kprobe": True,
+    }
     return [name for name, reaches in usable.items() if reaches and works.get(name)]
 
 
@@ -41,8 +47,7 @@ def list_functions(pattern: str | None, *, as_json: bool) -> None:
     ]
     for line in table([("FUNCTION", "MODULE", "BACKENDS", "PROTOTYPE"), *rows]):
         typer.echo(line)
-    names = ("fentry", "kprobe-multi", "kprobe")
-    if not any(works.get(name) for name in names):
+    if not any(works.get(name) for name in BACKENDS):
         typer.echo("\nNo backend works on this kernel:")
-        for name in names:
+        for name in BACKENDS:
             typer.echo(f"  {name}: {hooks[name].detail}")

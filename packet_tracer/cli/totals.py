@@ -131,9 +131,7 @@ def loss_text(
     if missed:
         text = f"MISSED {counted(missed, 'packet')} of the host, met while a probe was running on that CPU"
         # A kprobe's program is left out where any other's runs, a trampoline's only where its own does.
-        fewer = (
-            "; --backend fentry misses fewer, and ends later" if backend in ("kprobe-multi", "kprobe") else ""
-        )
+        fewer = "; --backend fentry misses fewer, and ends later" if backend not in ("", "fentry") else ""
         parts.append(text + fewer)
     return "; ".join(parts)
 

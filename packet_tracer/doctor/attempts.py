@@ -13,6 +13,7 @@ from packet_tracer.bpf import link as links
 from packet_tracer.bpf.attachment import Link
 from packet_tracer.bpf.btf import Btf, Kind
 from packet_tracer.bpf.enums import AttachType, ProgramType
+from packet_tracer.bpf.errors import AttachError
 from packet_tracer.bpf.idle import QUIET_FUNCTION, idle_program
 from packet_tracer.bpf.privileges import advice
 from packet_tracer.bpf.program import Program
@@ -37,6 +38,7 @@ def examine_hooks() -> Section:
         _try("cgroup_skb", _cgroup, "CONFIG_CGROUP_BPF"),
         _try("fentry", lambda: _trampoline("fentry", AttachType.TRACE_FENTRY)),
         _try("fexit", lambda: _trampoline("fexit", AttachType.TRACE_FEXIT)),
+        _try("fentry-multi", _fentry_multi),
         _try("kprobe-multi", _kprobe_multi, "CONFIG_KPROBES", "CONFIG_FPROBE"),
         _try("kprobe-session", _kprobe_session, "CONFIG_KPROBES", "CONFIG_FPROBE"),
         _try("kprobe", _kprobe, "CONFIG_KPROBES", "CONFIG_KPROBE_EVENTS"),
@@ -90,6 +92,15 @@ def _trampoline(section: str, attach_type: AttachType) -> str:
     )
     _attached(program, lambda: links.attach_tracing(program))
     return "kernel functions, by trampoline"
+
+
+def _fentry_multi() -> str:
+    if reason := links.tracing_multi_missing():
+        raise AttachError("fentry-multi", QUIET_FUNCTION, errno=errno.EOPNOTSUPP, reason=reason)
+    program = idle_program(ProgramType.TRACING, AttachType.TRACE_FENTRY_MULTI, section="fentry.multi")
+    function = Btf.vmlinux().find(QUIET_FUNCTION, Kind.FUNCTION)
+    _attached(program, lambda: links.attach_tracing_multi(program, [function], cookies=[0]))
+    return "kernel functions, many at once, by trampoline"
 
 
 def _kprobe() -> str:

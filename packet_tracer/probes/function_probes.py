@@ -10,7 +10,7 @@ from packet_tracer.errors import UsageError
 from packet_tracer.events._layout import ProbeId
 from packet_tracer.probes.functions import Argument, ArgumentKind, SkbFunction
 
-Backend = Literal["fentry", "kprobe-multi", "kprobe"]
+Backend = Literal["fentry", "fentry-multi", "kprobe-multi", "kprobe"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 #: How the packet of a function is come by: it returns an skb, takes an XDP buffer, or takes an skb.

@@ -28,6 +28,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 #: What a backend takes to see returns.
 _RETURNING: dict[Backend, str] = {
     "fentry": "fentry",
+    "fentry-multi": "fentry-multi",
     "kprobe-multi": "kprobe-session",
     "kprobe": "kprobe",
 }

@@ -22,6 +22,7 @@ FINDINGS = {
     "tracepoint": "tracepoint",
     "fentry": "fentry",
     "kprobe": "kprobe",
+    "fentry-multi": "fentry-multi",
     "kprobe-multi": "kprobe-multi",
     "kprobe-session": "kprobe-session",
     "xdp": "xdp",

@@ -17,6 +17,7 @@ from packet_tracer.doctor import host
 from packet_tracer.doctor.finding import Finding, Report, Section
 from packet_tracer.netns import interfaces
 from packet_tracer.probes.catalogue import PROBES
+from packet_tracer.probes.function_probes import BACKENDS
 from tests.kernel.cli import PTRACE, ptrace
 
 HOOKS = {"tracepoint", "xdp", "tc", "netfilter ipv4", "netfilter ipv6", "cgroup_skb", "fentry", "fexit"}
@@ -32,7 +33,7 @@ def found() -> dict[str, Any]:
 
 def test_every_no_has_a_reason(found: dict[str, Any]) -> None:
     hooks = {finding["name"]: finding for finding in found["hooks"]}
-    assert set(hooks) == HOOKS | {"kprobe", "kprobe-multi", "kprobe-session"}
+    assert set(hooks) == HOOKS | {"fentry-multi", "kprobe", "kprobe-multi", "kprobe-session"}
     for section in ("kernel", "privileges", "hooks", "others"):
         for finding in found[section]:
             assert finding["detail"], finding
@@ -154,11 +155,10 @@ def test_functions_are_listed_with_what_reaches_them_here(found: dict[str, Any])
     (function,) = [json.loads(line) for line in result.stdout.splitlines()]
     assert function["name"] == "ip_rcv"
     assert function["prototype"].startswith("int ip_rcv(struct sk_buff *")
-    backends = ("fentry", "kprobe-multi", "kprobe")
-    assert function["backends"] == [backend for backend in backends if hooks[backend]]
+    assert function["backends"] == [backend for backend in BACKENDS if hooks[backend]]
     text = ptrace("probes", "--functions", "ip_rcv").stdout
     assert text.splitlines()[1].split()[:2] == ["ip_rcv", "vmlinux"]
-    assert ("No backend works on this kernel" in text) is not any(hooks[backend] for backend in backends)
+    assert ("No backend works on this kernel" in text) is not any(hooks[backend] for backend in BACKENDS)
 
 
 def test_a_tracepoint_that_this_kernel_has_not() -> None:

@@ -394,6 +394,10 @@ def _fentry_cause() -> str:
     return f"ip_rcv was refused: {errno.errorcode[refused.value.errno or 0]}: "
 
 
+def _fentry_multi_cause() -> str:
+    return "this kernel has no fentry-multi"
+
+
 def _kprobe_multi_cause() -> str:
     return "CONFIG_FPROBE"
 
@@ -403,7 +407,12 @@ def _kprobe_cause() -> str:
     return "to ip_rcv: ENOENT: No such file or directory: this kernel has no kprobes (CONFIG_KPROBE_EVENTS)"
 
 
-_CAUSES = {"fentry": _fentry_cause, "kprobe-multi": _kprobe_multi_cause, "kprobe": _kprobe_cause}
+_CAUSES = {
+    "fentry": _fentry_cause,
+    "fentry-multi": _fentry_multi_cause,
+    "kprobe-multi": _kprobe_multi_cause,
+    "kprobe": _kprobe_cause,
+}
 
 
 def test_what_no_function_is_called_is_not_blamed_on_the_kernel(network: Lab) -> None:

@@ -1,4 +1,4 @@
-"""Programs at kernel functions: fentry, fexit, kprobe, kprobe-multi. Not every kernel has them."""
+"""Programs at kernel functions: fentry, fexit, kprobe, and many at once. Not every kernel has them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from packet_tracer import lab
 from packet_tracer.bpf import link as links
 from packet_tracer.bpf.btf import Btf, Kind
 from packet_tracer.bpf.constants import patch_constants
+from packet_tracer.bpf.enums import AttachType
 from packet_tracer.bpf.errors import AttachError, ProgramLoadError
 from packet_tracer.bpf.maps import Map
 from packet_tracer.bpf.object import OpenedObject, PreparedObject
@@ -153,6 +154,33 @@ def test_kprobe(network: lab.Lab, returns: bool) -> None:
         assert count(prepared.maps["counts"], 0) == found
         with pytest.raises(AttachError, match="kprobe can't be attached to nothing_like_it: E"):
             links.attach_kprobe(program, "nothing_like_it")
+
+
+@pytest.mark.requires("fentry-multi")
+def test_fentry_multi(network: lab.Lab) -> None:
+    if reason := links.tracing_multi_missing():
+        pytest.skip(reason)
+    functions = [Btf.vmlinux().find(name, Kind.FUNCTION) for name in ("icmp_rcv", "ip_forward")]
+    with prepare("on_entry_cookie") as prepared:
+        loaded = prepared.programs["on_entry_cookie"]
+        # It is loaded for no function.
+        with load_here(
+            loaded, attach_btf_id=0, expected_attach_type=AttachType.TRACE_FENTRY_MULTI
+        ) as program:
+            with links.attach_tracing_multi(program, functions, cookies=[3, 4]) as link:
+                assert (link.kind, link.description) == ("fentry-multi", "on_entry_cookie at 2 functions")
+                assert lab.ping(network.route, count=PINGS) == PINGS
+            counts = prepared.maps["counts"]
+            assert 2 * PINGS <= count(counts, 3) <= FEW
+            found = count(counts, 4)
+            assert found >= 2 * PINGS
+            assert lab.ping(network.route) == 1
+            assert count(counts, 4) == found
+            with pytest.raises(ValueError, match="1 cookies for 2 functions"):
+                links.attach_tracing_multi(program, functions, cookies=[3])
+            gone = Btf.vmlinux().find("start_kernel", Kind.FUNCTION)  # ran at boot, and was freed
+            with pytest.raises(AttachError, match="fentry-multi can't be attached to 2 functions: E"):
+                links.attach_tracing_multi(program, [functions[0], gone], cookies=[3, 4])
 
 
 @pytest.mark.requires("kprobe-multi")

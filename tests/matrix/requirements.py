@@ -22,6 +22,7 @@ CAPABILITIES = {
     "drop-reasons": "`kfree_skb` says why",
     "kprobe-multi": "one program on thousands of functions in one call",
     "kprobe-session": "one program on many functions' entries and returns (`bpf_session_cookie`)",
+    "fentry-multi": "one program on thousands of functions in one call, by trampoline",
     "tcx": "traffic control links",
     "netfilter-link": "BPF programs as netfilter hooks",
 }
@@ -29,13 +30,14 @@ CAPABILITIES = {
 _EVERYWHERE = frozenset({"btf", "ring-buffer", "tracepoint", "fentry", "kprobe", "xdp", "tc", "cgroup-skb"})
 _SINCE_6_1 = _EVERYWHERE | {"module-btf", "cookie", "drop-reasons"}
 _SINCE_6_12 = _SINCE_6_1 | {"kprobe-multi", "kprobe-session", "tcx", "netfilter-link"}
+_SINCE_7_2 = _SINCE_6_12 | {"fentry-multi"}
 
 REQUIREMENTS = {
     "bullseye": _EVERYWHERE,
     "bookworm": _SINCE_6_1,
     "trixie": _SINCE_6_12,
-    "sid": _SINCE_6_12,
-    "trixie-backports": _SINCE_6_12,
+    "sid": _SINCE_7_2,
+    "trixie-backports": _SINCE_7_2,
 }
 
 

@@ -72,6 +72,7 @@ PROGRAMS = {
         "fentry/__tcp_transmit_skb": {"tcp_transmit_skb"},
         "fexit/tcp_fragment": {"tcp_fragment"},
     },
+    "fentry_multi": {"fentry": {"multi_entry"}, "fexit": {"multi_call", "multi_made"}},
     "kprobe": {
         "kprobe": {"kprobe_entry", "kprobe_buffer", "kprobe_remember", "kprobe_buffer_remember"},
         "kprobe.multi": {"kprobe_multi_entry", "kprobe_multi_buffer", "kprobe_multi_either"},

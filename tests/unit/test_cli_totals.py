@@ -11,6 +11,7 @@ from packet_tracer.cli import totals
 from packet_tracer.cli.capturing import first
 from packet_tracer.events import Context, EventBatch, FixedNames
 from packet_tracer.events._layout import EVENT_FIELDS, EVENT_SIZE, RECORD_VERSION
+from packet_tracer.probes.function_probes import BACKENDS
 from packet_tracer.probes.session import Counters
 
 
@@ -61,7 +62,7 @@ def test_loss_is_told_by_probe() -> None:
     assert small.endswith("use --backlog 256M --ring-size 256K")
     missed = loss_text({"a": Counters(missed=1)}, missed=3)
     assert missed == "MISSED 3 packets of the host, met while a probe was running on that CPU"
-    for backend, advised in (("kprobe-multi", True), ("kprobe", True), ("fentry", False)):
+    for backend, advised in [(name, name != "fentry") for name in BACKENDS]:
         assert ("--backend fentry" in loss_text({}, missed=3, backend=backend)) == advised
     assert "LOST 1 kernel stack" in loss_text({"a": Counters(lost_stack=1)})
     assert loss_text({"a": Counters(seen=5, kept=5)}) == ""

@@ -1,0 +1,1 @@
+"""Ways to attach to kernel functions, a module each; function_backends.py chooses among them."""
