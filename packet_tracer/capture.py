@@ -358,7 +358,8 @@ class Tracer:
     def _function_names(self) -> dict[int, str]:
         names = {probe.probe_id: probe.name for probe in self.functions}
         if self._setup.returns:
-            names |= {probe.probe_id + 1: f"{probe.name} returns" for probe in self.functions}
+            calls = [probe for probe in self.functions if probe.argument is not None]
+            names |= {probe.probe_id + 1: f"{probe.name} returns" for probe in calls}
         for traced in self.programs:
             names |= {traced.probe_id: traced.name, traced.probe_id + 1: f"{traced.name} returns"}
         return names

@@ -128,10 +128,18 @@ def loss_text(
     stacks = sum(counters.lost_stack for counters in stats.values())
     if stacks:
         parts.append(f"LOST {counted(stacks, 'kernel stack')}")
+    if unreturned := sum(
+        max(counters.seen - stats[f"{name} returns"].seen, 0)
+        for name, counters in stats.items()
+        if f"{name} returns" in stats
+    ):
+        parts.append(
+            f"NO RETURN of {counted(unreturned, 'call')}: under way at the end, or the kernel missed it"
+        )
     if missed:
         text = f"MISSED {counted(missed, 'packet')} of the host, met while a probe was running on that CPU"
         # A kprobe's program is left out where any other's runs, a trampoline's only where its own does.
-        fewer = "; --backend fentry misses fewer, and ends later" if backend not in ("", "fentry") else ""
+        fewer = "; --backend fentry misses fewer, and ends later" if backend and backend != "fentry" else ""
         parts.append(text + fewer)
     return "; ".join(parts)
 

@@ -252,7 +252,7 @@ class ProbeSession:
         }
         for function in self.setup.functions:
             found[function.probe_id] = read[function.probe_id]
-            if self.setup.returns:
+            if self.setup.returns and function.argument is not None:
                 found[function.probe_id + 1] = read[function.probe_id + 1]
         for traced in self.setup.programs:
             assert self._programs is not None

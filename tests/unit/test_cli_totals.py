@@ -66,6 +66,12 @@ def test_loss_is_told_by_probe() -> None:
         assert ("--backend fentry" in loss_text({}, missed=3, backend=backend)) == advised
     assert "LOST 1 kernel stack" in loss_text({"a": Counters(lost_stack=1)})
     assert loss_text({"a": Counters(seen=5, kept=5)}) == ""
+    calls = {
+        "a": Counters(seen=5, kept=5),
+        "a returns": Counters(seen=3, kept=3),
+        "b": Counters(seen=1, kept=1),
+    }
+    assert loss_text(calls) == "NO RETURN of 2 calls: under way at the end, or the kernel missed it"
 
 
 @pytest.mark.parametrize(
