@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Kernel functions by kprobes: one program on all of them, by one link (kprobe-multi, v5.18 with CONFIG_FPROBE) or by a perf
- * event for each. Where returns are wanted, by one link again (a kprobe session), or by two perf events for each.
+ * event for each. Where returns are wanted, by one link again (a kprobe session), or by three perf events for each.
  */
 #define READ_DIRECT 0
 #include "buffer_functions.bpf.h"
@@ -179,9 +179,7 @@ int kretprobe_multi_skb(struct pt_regs *ctx)
 	return trace_made(ctx, multi_cookie(ctx));
 }
 
-/*
- * Returns too. A call is known by where on its thread's stack it was made; the idle threads of all CPUs have one number.
- */
+/* A call is known by where on its thread's stack it was made; the idle threads of all CPUs have one number. */
 static __always_inline struct call_key probed_call(__u64 stack_pointer, __u64 cookie)
 {
 	__u32 thread = bpf_get_current_pid_tgid();
@@ -190,7 +188,10 @@ static __always_inline struct call_key probed_call(__u64 stack_pointer, __u64 co
 				 thread ? thread : ~bpf_get_smp_processor_id()};
 }
 
-/* A session's steps are functions of their own, so that one is on the stack at a time. */
+/*
+ * A session's steps, functions of their own, so that one is on the stack at a time. Each returns whether the packet passed
+ * every filter.
+ */
 
 static __noinline bool skb_seen(struct pt_regs *ctx, __u64 cookie)
 {

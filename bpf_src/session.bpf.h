@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Kprobe sessions (535a3692ba72, v6.10): one program at the entry and at the return of functions. A call whose entry returns
- * SKIP_RETURN has no return; one that has, hands it eight bytes.
+ * Sessions: one program at the entry and at the return of functions, by kprobes (535a3692ba72, v6.10) or by trampolines (v7.2).
+ * The entry hands the return eight bytes.
  */
 #ifndef PTRACE_SESSION_BPF_H
 #define PTRACE_SESSION_BPF_H
@@ -9,7 +9,7 @@
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 
-/* What is returned at a function's entry. */
+/* What a kprobe session's program returns at a function's entry. */
 enum { SEE_RETURN, SKIP_RETURN };
 
 /* With an argument since 7.x. */

@@ -14,7 +14,7 @@ from packet_tracer import lab
 from packet_tracer.bpf import link as links
 from packet_tracer.bpf.btf import Btf, Kind
 from packet_tracer.bpf.constants import patch_constants
-from packet_tracer.bpf.enums import AttachType
+from packet_tracer.bpf.enums import AttachType, LinkType
 from packet_tracer.bpf.errors import AttachError, ProgramLoadError
 from packet_tracer.bpf.maps import Map
 from packet_tracer.bpf.object import OpenedObject, PreparedObject
@@ -160,6 +160,15 @@ def test_kprobe(network: lab.Lab, returns: bool) -> None:
 def test_fentry_multi(network: lab.Lab) -> None:
     if reason := links.tracing_multi_missing():
         pytest.skip(reason)
+    kernel = Btf.vmlinux().enum("bpf_attach_type") | Btf.vmlinux().enum("bpf_link_type")
+    for member in (
+        AttachType.TRACE_FENTRY_MULTI,
+        AttachType.TRACE_FEXIT_MULTI,
+        AttachType.TRACE_FSESSION_MULTI,
+        LinkType.TRACING_MULTI,
+    ):
+        prefix = "BPF" if isinstance(member, AttachType) else "BPF_LINK_TYPE"
+        assert kernel[f"{prefix}_{member.name}"] == member
     functions = [Btf.vmlinux().find(name, Kind.FUNCTION) for name in ("icmp_rcv", "ip_forward")]
     with prepare("on_entry_cookie") as prepared:
         loaded = prepared.programs["on_entry_cookie"]

@@ -39,6 +39,10 @@ def test_every_struct_can_be_laid_out() -> None:
         assert ffi.sizeof(name) > 0, name
 
 
+#: What the pinned libbpf has no name for yet; tests/kernel/test_links_functions.py asks the kernel.
+NEWER_THAN_LIBBPF = {"TRACE_FENTRY_MULTI", "TRACE_FEXIT_MULTI", "TRACE_FSESSION_MULTI", "TRACING_MULTI"}
+
+
 @pytest.mark.parametrize(
     ("kind", "spell"),
     [
@@ -52,7 +56,9 @@ def test_enums_are_the_kernels(kind: type[IntEnum], spell: object) -> None:
     assert callable(spell)
     for member in kind:
         spelled = spell(member)
-        assert spelled, member
+        assert bool(spelled) != (member.name in NEWER_THAN_LIBBPF), member
+        if not spelled:
+            continue
         ours = member.name.lower()
         assert ffi.string(spelled).decode() == ours, member
     assert not spell(len(kind) + 5)
