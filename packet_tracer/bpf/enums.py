@@ -1,7 +1,7 @@
-"""The kernel's enums of program, map, attach and link types (include/uapi/linux/bpf.h, as of libbpf 1.7 and, for fentry-multi,
-Linux 7.2).
+"""The kernel's enums of program, map, attach and link types, of include/uapi/linux/bpf.h.
 
-A value the kernel knows and this list does not stays a plain int: see :func:`name_of`.
+They are as of libbpf 1.7 and, for fentry-multi, Linux 7.2. A value the kernel knows and this list does not
+stays a plain int: see :func:`name_of`.
 """
 
 from __future__ import annotations
