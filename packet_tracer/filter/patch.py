@@ -94,10 +94,25 @@ def patch_for_kernel(program: Prepared, filter_: Filter | None) -> Patched:
     return patch(program, filter_, memory=typed_memory() if filter_ else None)
 
 
-def load_filtered(program: PreparedProgram, filter_: Filter | None) -> Program:
-    """Load a program with a filter in it, or as it is. Raises FilterError and ProgramLoadError."""
+def load_filtered(
+    program: PreparedProgram,
+    filter_: Filter | None,
+    *,
+    expected_attach_type: int | None = None,
+    attach_btf_obj_fd: int | None = None,
+) -> Program:
+    """Load a program with a filter in it, or as it is; the rest is :meth:`PreparedProgram.load`'s.
+
+    Raises FilterError and ProgramLoadError.
+    """
     code = patch_for_kernel(program, filter_)
-    return program.load(instructions=code.instructions, func_info=code.func_info, line_info=code.line_info)
+    return program.load(
+        instructions=code.instructions,
+        func_info=code.func_info,
+        line_info=code.line_info,
+        expected_attach_type=expected_attach_type,
+        attach_btf_obj_fd=attach_btf_obj_fd,
+    )
 
 
 def replace_functions(

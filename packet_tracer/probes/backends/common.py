@@ -58,7 +58,9 @@ class Attaching:
 
     @property
     def hopeless(self) -> bool:
-        """Whether the first functions were all refused, and for one reason; of those attached none is."""
+        """Whether several functions were refused, and all for one reason: the others will be, if none is
+        attached.
+        """
         return len(self.errors) >= FIRST and len(set(self.errors)) == 1
 
     def cookie(self, probe: FunctionProbe) -> int:

@@ -16,9 +16,8 @@ from packet_tracer.bpf.enums import AttachType
 from packet_tracer.bpf.errors import AttachError
 from packet_tracer.bpf.link import Link
 from packet_tracer.bpf.parallel import load_together
-from packet_tracer.bpf.program import PreparedProgram, Program
-from packet_tracer.filter.expression import Filter
-from packet_tracer.filter.patch import patch_for_kernel
+from packet_tracer.bpf.program import Program
+from packet_tracer.filter.patch import load_filtered
 from packet_tracer.probes.backends.common import Attaching, functions
 from packet_tracer.probes.function_probes import FunctionProbe
 
@@ -43,25 +42,22 @@ def attach(attaching: Attaching, probes: Sequence[FunctionProbe]) -> Iterator[Li
         groups.setdefault((probe.function.module, name), []).append(probe)
     prepared = attaching.load(_OBJECT, sorted({name for _, name in groups}))
     descriptors = attaching.module_descriptors(usable)
-    loads = {
-        (module, name): partial(_load, prepared[name], attaching.filter, module_fd=descriptors.get(module))
-        for module, name in groups
-    }
-    for group, program in load_together(loads).items():
-        yield from attaching.by_halves(
-            groups[group], partial(_attach_all, attaching, attaching.keep(program))
-        )
-
-
-def _load(program: PreparedProgram, filter_: Filter | None, *, module_fd: int | None) -> Program:
-    code = patch_for_kernel(program, filter_)
-    return program.load(
-        instructions=code.instructions,
-        func_info=code.func_info,
-        line_info=code.line_info,
-        expected_attach_type=_TYPES[program.name],
-        attach_btf_obj_fd=module_fd,
+    loaded = load_together(
+        {
+            (module, name): partial(
+                load_filtered,
+                prepared[name],
+                attaching.filter,
+                expected_attach_type=_TYPES[name],
+                attach_btf_obj_fd=descriptors.get(module),
+            )
+            for module, name in groups
+        }
     )
+    for program in loaded.values():
+        attaching.keep(program)
+    for key, group in groups.items():
+        yield from attaching.by_halves(group, partial(_attach_all, attaching, loaded[key]))
 
 
 def _attach_all(attaching: Attaching, program: Program, probes: Sequence[FunctionProbe]) -> Link:
